@@ -1,0 +1,98 @@
+"""The control socket of a mount: status, sync, umount, asked by other processes.
+
+One request a line, JSON; answers are lines of JSON: any number of `{"progress": …}`, then
+`{"result": …}` or `{"error": …}`. The socket lies in a directory that only its owner can enter,
+under a name made from the mount point, so that nobody needs to touch the mount to find it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import trio
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[dict[str, object]], Awaitable[None]]
+Command = Callable[[Progress], Awaitable[dict[str, object]]]
+
+
+def control_path(mountpoint: Path) -> Path:
+    """Return the path of the control socket of a mount point."""
+    if os.geteuid() == 0:
+        base = Path("/run/s3fs-banyan")
+    else:
+        base = Path(os.environ.get("XDG_RUNTIME_DIR", f"/tmp/s3fs-banyan-{os.geteuid()}"))  # noqa: S108
+        base /= "s3fs-banyan"
+    name = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:24]
+    return base / f"{name}.sock"
+
+
+async def serve_control(
+    mountpoint: Path,
+    commands: dict[str, Command],
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer requests until cancelled; the socket is removed at the end."""
+    path = control_path(mountpoint)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+    await listener.bind(str(path))
+    path.chmod(0o600)
+    listener.listen(16)
+    try:
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            while True:
+                connection, _ = await listener.accept()
+                nursery.start_soon(_answer, trio.SocketStream(connection), commands)
+    finally:
+        listener.close()
+        path.unlink(missing_ok=True)
+
+
+async def _answer(stream: trio.SocketStream, commands: dict[str, Command]) -> None:
+    async def send(message: dict[str, object]) -> None:
+        await stream.send_all((json.dumps(message) + "\n").encode())
+
+    async def progress(values: dict[str, object]) -> None:
+        await send({"progress": values})
+
+    try:
+        async with stream:
+            line = (await stream.receive_some(4096)).split(b"\n")[0]
+            name = json.loads(line or b"{}").get("command")
+            command = commands.get(name)
+            if command is None:
+                await send({"error": f"unknown command {name!r}"})
+                return
+            try:
+                await send({"result": await command(progress)})
+            except Exception as error:  # noqa: BLE001  # told to the one who asked
+                log.warning("control command %s failed: %s", name, error)
+                await send({"error": str(error)})
+    except (trio.BrokenResourceError, trio.ClosedResourceError, ValueError) as error:
+        log.debug("control connection ended: %s", error)
+
+
+async def ask(mountpoint: Path, command: str) -> AsyncIterator[dict[str, object]]:
+    """Send one command and give the messages of the answer.
+
+    Raises `OSError` if no daemon answers for this mount point. The last message has `result` or
+    `error`; none comes if the daemon ends while it works.
+    """
+    stream = await trio.open_unix_socket(str(control_path(mountpoint)))
+    async with stream:
+        await stream.send_all((json.dumps({"command": command}) + "\n").encode())
+        buffer = b""
+        async for data in stream:
+            buffer += data
+            while b"\n" in buffer:
+                line, _, buffer = buffer.partition(b"\n")
+                yield json.loads(line)

@@ -1,0 +1,183 @@
+"""The engine of a mount: everything between the kernel adapter and the store, wired and served.
+
+Start: recover, take the epoch (if the store answers), bury orphans, start the services.
+Stop: no new requests come; drain (if asked), stop the services, close in reverse order.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import trio
+
+from s3fs_banyan.commit.checkpointer import Checkpointer
+from s3fs_banyan.commit.committer import Committer
+from s3fs_banyan.commit.context import Context
+from s3fs_banyan.commit.fencing import Publisher
+from s3fs_banyan.commit.log_store import CommitLog
+from s3fs_banyan.commit.reclaim import Reclaimer
+from s3fs_banyan.commit.recovery import recover
+from s3fs_banyan.commit.state import EngineState
+from s3fs_banyan.commit.worker import Worker
+from s3fs_banyan.data.blocks import BlockCache
+from s3fs_banyan.data.objects import ObjectReader
+from s3fs_banyan.data.reader import Reader
+from s3fs_banyan.errors import StoreError
+from s3fs_banyan.format.keys import WRITER
+from s3fs_banyan.format.volume import Heartbeat, encode_heartbeat
+from s3fs_banyan.vfs.filesystem import FileSystem
+
+log = logging.getLogger(__name__)
+
+_WAL_BYTES_MAX = 16 << 20
+_TICK_S = 1.0
+
+
+class Engine:
+    """The running engine. Made by `open_engine`."""
+
+    def __init__(
+        self, ctx: Context, state: EngineState, worker: Worker, cache: BlockCache, writer: bytes
+    ) -> None:
+        self.ctx = ctx
+        self.state = state
+        self.worker = worker
+        self.cache = cache
+        self.writer = writer
+        log_store = CommitLog(ctx.store, ctx.local.outbox)
+        objects = ObjectReader(
+            store=ctx.store, cache=cache, runtime=ctx.runtime, metrics=ctx.metrics
+        )
+        self.reader = Reader(
+            chunks=state,
+            journal=state.journal,
+            objects=objects,
+            runtime=ctx.runtime,
+            metrics=ctx.metrics,
+            ram_bytes=ctx.settings.ram_bytes,
+        )
+        state.recent = self.reader.recent
+        self.checkpointer = Checkpointer(ctx, state, log_store)
+        self.reclaimer = Reclaimer(ctx, state, log_store, self.checkpointer, cache)
+        self.publisher = Publisher(ctx, state, log_store, writer)
+        self.committer = Committer(
+            ctx, state, self.publisher, worker, cache, self.reclaimer
+        )
+        self.filesystem = FileSystem(
+            tree=state.live.tree,
+            extents=state.live.extents,
+            reader=self.reader,
+            state=state,
+            capacity_bytes=ctx.settings.capacity_bytes,
+        )
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Start the services in `nursery`."""
+        self.reclaimer.nursery = nursery
+        nursery.start_soon(self.state.journal.run_preparer)
+        nursery.start_soon(self.state.journal.run_syncer)
+        nursery.start_soon(self.filesystem.run_reaper)
+        nursery.start_soon(self.committer.run)
+        nursery.start_soon(self.reclaimer.run)
+        nursery.start_soon(self._run_housekeeping)
+        nursery.start_soon(self._run_heartbeat)
+
+    async def become_writer(self) -> None:
+        """Take the epoch if the store answers; if it does not, the committer does it later."""
+        try:
+            await self.committer.take_epoch()
+        except StoreError as error:
+            if not error.retryable:
+                raise
+            log.warning("the store cannot be reached, publishing waits: %s", error)
+            self.state.online = False
+
+    async def _run_housekeeping(self) -> None:
+        """End idle transactions, keep the WAL short, note uses of the cache, set gauges."""
+        state, ctx = self.state, self.ctx
+        while True:
+            await trio.sleep(_TICK_S)
+            if state.live.in_transaction:
+                state.live.end_transaction()
+            if state.live.wal_bytes > _WAL_BYTES_MAX:
+                await ctx.runtime.in_thread(state.live.checkpoint_wal)
+            await ctx.runtime.in_thread(self.cache.flush_use)
+            self._set_gauges()
+
+    def _set_gauges(self) -> None:
+        state, metrics = self.state, self.ctx.metrics
+        used, free = state.journal.segment_counts
+        metrics.journal_segments["used"].set(used)
+        metrics.journal_segments["free"].set(free)
+        metrics.journal_backlog_bytes.set(state.journal.backlog_bytes)
+        metrics.recovery_lag_bytes.set(state.uncommitted_bytes)
+        metrics.recovery_lag_seconds.set(self.lag_s)
+        metrics.store_reachable.set(int(state.online))
+        metrics.backpressure_waiting_writers.set(state.waiting_writers)
+        metrics.local_disk_free_bytes.set(self.ctx.disk.free_bytes(self.ctx.local.root))
+
+    @property
+    def lag_s(self) -> float:
+        """Seconds since the oldest change that is not yet in the store."""
+        oldest_ns = self.state.oldest_uncommitted_ns
+        if not oldest_ns:
+            return 0.0
+        return (self.ctx.runtime.monotonic_ns() - oldest_ns) / 1e9
+
+    async def _run_heartbeat(self) -> None:
+        """Say every now and then who writes: a hint for people and for `mount`."""
+        while not self.state.read_only_reason:
+            if self.committer.has_epoch:
+                try:
+                    await self.ctx.runtime.in_thread(self._write_heartbeat, pool="store")
+                except StoreError as error:
+                    log.info("no heartbeat: %s", error)
+            await trio.sleep(self.ctx.settings.heartbeat_interval_s)
+
+    def _write_heartbeat(self) -> None:
+        heartbeat = Heartbeat(
+            host=self.ctx.settings.host,
+            pid=self.ctx.settings.pid,
+            epoch=self.state.committed.head.epoch,
+            writer=self.writer.hex(),
+            time_ns=self.ctx.runtime.wall_ns(),
+        )
+        self.ctx.store.write(WRITER, encode_heartbeat(heartbeat))
+
+    async def leave(self) -> None:
+        """After a clean drain: no heartbeat, so the next machine need not wait or take over."""
+        if self.state.read_only_reason or not self.committer.has_epoch:
+            return
+        try:
+            await self.ctx.runtime.in_thread(self.ctx.store.delete, [WRITER], pool="store")
+        except StoreError as error:
+            log.info("the heartbeat stays: %s", error)
+
+
+@asynccontextmanager
+async def open_engine(
+    ctx: Context,
+    *,
+    make_worker: Callable[[BlockCache], Worker],
+    cache: BlockCache,
+    writer: bytes,
+    takeover: bool = False,
+    accept_loss: bool = False,
+) -> AsyncIterator[Engine]:
+    """Recover and become the writer; the services are started by `Engine.start`.
+
+    Raises `Refused`, `Corrupt`, `StoreError` as `recover` does, `Fenced` if another writer is at it.
+    """
+    opened = partial(recover, ctx, takeover=takeover, accept_loss=accept_loss)
+    recovered = await ctx.runtime.in_thread(opened)
+    state = EngineState(ctx, recovered)
+    engine = Engine(ctx, state, make_worker(cache), cache, writer)
+    try:
+        yield engine
+    finally:
+        state.live.close(keep=not state.broken)
+        state.journal.close()
+        state.committed.close()

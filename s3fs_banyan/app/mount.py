@@ -1,0 +1,328 @@
+"""The daemon of a mount, from its checks to its last commit.
+
+    checks     store, volume, local directory (lock, identity), whether another writer is alive
+    engine     recovery, epoch, services
+    kernel     mount(2), INIT, requests until the volume is unmounted
+    end        drain to the store, then close; a second SIGTERM ends at once, nothing is lost then
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from s3fs_banyan.app.build import connect, default_cache_directory, engine_settings, store_options
+from s3fs_banyan.app.control import Progress, serve_control
+from s3fs_banyan.app.engine import Engine, open_engine
+from s3fs_banyan.app.status import engine_status
+from s3fs_banyan.app.volume import check_create_if_absent, read_volume
+from s3fs_banyan.commit.context import Context
+from s3fs_banyan.commit.local import (
+    Identity,
+    LocalDirectory,
+    check_identity,
+    directory_ino,
+    load_identity,
+    load_local_volume,
+    store_identity,
+    store_local_volume,
+)
+from s3fs_banyan.commit.worker import WorkerProcess
+from s3fs_banyan.config import Config
+from s3fs_banyan.data.blocks import BlockCache
+from s3fs_banyan.data.cache import DiskBlockCache
+from s3fs_banyan.errors import DataError, ObjectMissing, Refused, StoreError
+from s3fs_banyan.format.keys import PROBE_PREFIX, WRITER
+from s3fs_banyan.format.volume import VolumeDescriptor, decode_heartbeat
+from s3fs_banyan.fuse import FOREVER_S, Operations, serve
+from s3fs_banyan.journal.disk import DirectoryLock, RealDisk
+from s3fs_banyan.kernel import KernelMount, KernelOptions, check_mountpoint, unmount
+from s3fs_banyan.observe import Metrics, serve_metrics
+from s3fs_banyan.remote.base import RemoteFileSystem
+from s3fs_banyan.runtime import RealRuntime
+
+log = logging.getLogger(__name__)
+
+_SWITCH_INTERVAL_S = 0.0002
+"""A busy thread must not keep the event loop waiting for the default 5 ms."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountRequest:
+    """What is to be mounted where."""
+
+    url: str
+    mountpoint: Path
+    config: Config
+    cache_dir: Path | None = None
+    takeover: bool = False
+    accept_loss: bool = False
+    failpoint: str = ""
+
+
+def run_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:
+    """Mount, serve, and return when the volume is unmounted and everything is in the store.
+
+    Raises `BanyanFSError`s with their exit codes, before `on_ready` was called if the mount
+    could not be made.
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    check_mountpoint(request.mountpoint)
+    runtime = RealRuntime(failpoint=request.failpoint or None)
+    metrics = Metrics()
+    store = connect(request.url, request.config, metrics)
+    volume, local, online = _find_volume(request, store)
+    local.make()
+    lock = DirectoryLock(local.lock)
+    try:
+        identity = _claim_directory(local, volume, runtime)
+        if online:
+            store_local_volume(local, volume)
+            check_create_if_absent(store, runtime)
+            if not request.takeover:
+                _check_other_writer(store, identity, request.config, runtime)
+        ctx = Context(
+            runtime=runtime,
+            disk=RealDisk(),
+            store=store,
+            metrics=metrics,
+            local=local,
+            volume=volume,
+            settings=engine_settings(request.config),
+        )
+        ctx.disk.make_directory(local.journal)
+        local.empty_outbox()
+        config = request.config.cache
+        cache = DiskBlockCache(
+            local.blocks,
+            config.size_bytes,
+            block_bytes=config.block_bytes,
+            on_damage=lambda key, index: _damaged_block(metrics, key, index),
+        )
+        with serve_metrics(metrics, request.config.metrics.address):
+            trio.run(_run, request, ctx, cache, bytes.fromhex(identity.writer), on_ready)
+    finally:
+        lock.release()
+        store.close()
+
+
+# --- checks ------------------------------------------------------------------------------
+
+
+def _find_volume(
+    request: MountRequest, store: RemoteFileSystem
+) -> tuple[VolumeDescriptor, LocalDirectory, bool]:
+    """Return the descriptor, the local directory, and whether the store answered."""
+    given = LocalDirectory(root=request.cache_dir) if request.cache_dir else None
+    try:
+        volume = read_volume(store)
+    except StoreError as error:
+        known = load_local_volume(given) if given and error.retryable else None
+        if known is None or given is None:
+            raise
+        log.warning("the store cannot be reached, mounting from the local state: %s", error)
+        return known, given, False
+    if given is None:
+        given = LocalDirectory(root=default_cache_directory(request.config, volume.volume_id))
+    return volume, given, True
+
+
+def _claim_directory(
+    local: LocalDirectory, volume: VolumeDescriptor, runtime: RealRuntime
+) -> Identity:
+    identity = load_identity(local)
+    check_identity(local, identity, volume.volume_id)
+    if identity is None:
+        identity = Identity(
+            volume_id=volume.volume_id,
+            writer=runtime.random_bytes(16).hex(),
+            directory_ino=directory_ino(local),
+        )
+        store_identity(local, identity)
+    return identity
+
+
+def _check_other_writer(
+    store: RemoteFileSystem, identity: Identity, config: Config, runtime: RealRuntime
+) -> None:
+    """Refuse while another writer shows signs of life; ages are by the store's own clock."""
+    try:
+        heartbeat = decode_heartbeat(store.read(WRITER), WRITER)
+        beaten_ns = store.stat(WRITER).modified_ns
+    except ObjectMissing:
+        return
+    except DataError as error:
+        log.warning("the heartbeat cannot be read: %s", error)
+        return
+    if heartbeat.writer == identity.writer:
+        return
+    key = f"{PROBE_PREFIX}{runtime.random_bytes(8).hex()}"
+    store.write(key, b"now")
+    age_s = (store.stat(key).modified_ns - beaten_ns) / 1e9
+    store.delete([key])
+    if age_s < config.heartbeat.stale_after_s:
+        raise Refused(
+            f"the volume is being written by {heartbeat.host} (process {heartbeat.pid}, epoch "
+            f"{heartbeat.epoch}), last heard of {age_s:.0f} s ago: unmount it there, or mount with "
+            "--takeover to become the writer (its unpublished changes stay there)"
+        )
+
+
+def _damaged_block(metrics: Metrics, key: str, index: int) -> None:
+    log.warning("block %d of %s in the cache was damaged and is fetched again", index, key)
+    metrics.corruption_detected("cached_block").add()
+
+
+# --- the daemon's life -------------------------------------------------------------------
+
+
+async def _run(
+    request: MountRequest,
+    ctx: Context,
+    cache: BlockCache,
+    writer: bytes,
+    on_ready: Callable[[], None],
+) -> None:
+    worker = WorkerProcess(_worker_setup(request, ctx), on_restart=ctx.metrics.worker_restarts.add)
+    async with open_engine(
+        ctx,
+        make_worker=lambda _: worker,
+        cache=cache,
+        writer=writer,
+        takeover=request.takeover,
+        accept_loss=request.accept_loss,
+    ) as engine:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(worker.run)
+                engine.start(nursery)
+                await engine.become_writer()
+                await _serve_kernel(request, engine, nursery, on_ready)
+                nursery.cancel_scope.cancel()
+        finally:
+            worker.close()
+
+
+def _worker_setup(request: MountRequest, ctx: Context) -> dict[str, object]:
+    config = request.config
+    options = store_options(config)
+    return {
+        "url": request.url,
+        "store": {name: getattr(options, name) for name in options.__dataclass_fields__},
+        "cache": str(ctx.local.blocks),
+        "cache_bytes": config.cache.size_bytes,
+        "block_bytes": config.cache.block_bytes,
+        "log_level": config.log.level,
+        "log_format": config.log.format,
+        "nice": 5,
+    }
+
+
+async def _serve_kernel(
+    request: MountRequest, engine: Engine, nursery: trio.Nursery, on_ready: Callable[[], None]
+) -> None:
+    """Mount, answer the kernel until unmounted, then bring everything into the store."""
+    config = request.config.mount
+    engine.filesystem.bury_orphans()
+    mount = KernelMount(
+        request.mountpoint,
+        request.url,
+        KernelOptions(
+            allow_other=config.allow_other,
+            read_ahead_bytes=config.read_ahead_bytes,
+        ),
+    )
+    operations = Operations(
+        engine.filesystem,
+        engine.ctx.metrics,
+        timeout_s=FOREVER_S,
+        durability="remote" if engine.ctx.settings.durability_remote else "local",
+        on_failure=lambda error: _end_if_broken(request, engine, error),
+        writeback=config.kernel_writeback,
+    )
+    await nursery.start(serve_control, request.mountpoint, _commands(request, engine))
+    nursery.start_soon(_watch_signals, request, engine)
+
+    def ready() -> None:
+        mount.raise_read_ahead()
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
+        on_ready()
+        log.info("mounted %s on %s", request.url, request.mountpoint)
+
+    await serve(operations, mount, max_tasks=config.max_tasks, on_ready=ready)
+    log.info("unmounted; bringing the rest into the store")
+    await _drain(engine)
+
+
+async def _drain(engine: Engine) -> None:
+    if engine.state.read_only_reason or engine.state.broken:
+        return
+    await engine.committer.drain()
+    await engine.leave()
+
+
+def _end_if_broken(request: MountRequest, engine: Engine, error: BaseException) -> None:
+    """A broken invariant: detach the mount; the next start folds the journal again."""
+    if engine.state.broken:
+        log.critical("the state is broken, detaching the mount: %r", error)
+        unmount(request.mountpoint, lazy=True)
+
+
+async def _watch_signals(request: MountRequest, engine: Engine) -> None:
+    """SIGTERM or SIGINT: unmount (lazily) and drain; a second one: end at once."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        first = True
+        async for number in signals:
+            if not first:
+                log.warning("signal %d again: ending now, the rest stays in %s", number, engine.ctx.local.root)
+                raise SystemExit(0)
+            first = False
+            log.info("signal %d: unmounting", number)
+            try:
+                unmount(request.mountpoint, lazy=True)
+            except OSError as error:
+                log.warning("unmount: %s", error)
+
+
+def _commands(request: MountRequest, engine: Engine) -> dict[str, Callable[[Progress], object]]:
+    async def status(_: Progress) -> dict[str, object]:
+        return engine_status(engine, request.url, request.mountpoint, request.config)
+
+    async def sync(progress: Progress) -> dict[str, object]:
+        target = engine.state.journal.last_seq
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_report, engine, target, progress)
+            await engine.committer.drain()
+            nursery.cancel_scope.cancel()
+        return {"seq": engine.state.committed.head.seq}
+
+    async def wait(progress: Progress) -> dict[str, object]:
+        """Report progress until the daemon ends; the connection then just closes."""
+        await _report(engine, None, progress)
+        return {}
+
+    return {"status": status, "sync": sync, "wait": wait}
+
+
+async def _report(engine: Engine, target: int | None, progress: Progress) -> None:
+    state = engine.state
+    while True:
+        await progress(
+            {
+                "phase": engine.committer.phase,
+                "backlog_bytes": state.journal.backlog_bytes,
+                "uncommitted_bytes": state.uncommitted_bytes,
+                "operations_left": max(0, (target or state.journal.last_seq) - state.covered_op_seq),
+                "error": engine.committer.last_error or state.read_only_reason,
+            }
+        )
+        await trio.sleep(0.3)

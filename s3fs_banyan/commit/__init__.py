@@ -1,0 +1,1 @@
+"""Towards the store: cut, seal, upload, publish, and back: recovery, fencing, reclaim."""

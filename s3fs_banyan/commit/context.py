@@ -1,0 +1,48 @@
+"""What every part of the engine is made with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from s3fs_banyan.commit.local import LocalDirectory
+from s3fs_banyan.format.volume import VolumeDescriptor
+from s3fs_banyan.journal.disk import Disk
+from s3fs_banyan.journal.log import JournalSettings
+from s3fs_banyan.observe import Metrics
+from s3fs_banyan.remote.base import RemoteFileSystem
+from s3fs_banyan.runtime import Runtime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """Numbers of a mount; sizes in bytes, times in seconds."""
+
+    journal: JournalSettings
+    commit_interval_s: float = 30.0
+    inline_bytes_max: int = 4 << 20
+    dirty_bytes_max: int = 8 << 30
+    durability_remote: bool = False
+    capacity_bytes: int = 1 << 40
+    ram_bytes: int = 64 << 20
+    reclaim_window_s: float = 3600.0
+    reclaim_hourly_s: float = 86400.0
+    reclaim_grace_s: float = 900.0
+    reclaim_every_s: float = 600.0
+    heartbeat_interval_s: float = 30.0
+    heartbeat_stale_s: float = 90.0
+    checkpoint_commits_max: int = 1000
+    host: str = "localhost"
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """The world around an engine."""
+
+    runtime: Runtime
+    disk: Disk
+    store: RemoteFileSystem
+    metrics: Metrics
+    local: LocalDirectory
+    volume: VolumeDescriptor
+    settings: EngineSettings

@@ -1,0 +1,178 @@
+"""The local directory of a mount: where what lies, and whose it is.
+
+`identity.json` says which volume and which directory this is. Its inode number is in it, so that
+a directory that was copied is noticed: two daemons must not continue one journal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from s3fs_banyan.errors import Corrupt, ExitCode, Refused
+from s3fs_banyan.format.volume import VolumeDescriptor, decode_volume, encode_volume
+
+_IDENTITY = "identity.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalDirectory:
+    """Paths below the local directory of a mount."""
+
+    root: Path
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def journal(self) -> Path:
+        return self.root / "journal"
+
+    @property
+    def live(self) -> Path:
+        return self.root / "live.db"
+
+    @property
+    def committed(self) -> Path:
+        return self.root / "committed.db"
+
+    @property
+    def blocks(self) -> Path:
+        return self.root / "blocks"
+
+    @property
+    def outbox(self) -> Path:
+        return self.root / "outbox"
+
+    @property
+    def aside(self) -> Path:
+        return self.root / "aside"
+
+    @property
+    def volume(self) -> Path:
+        return self.root / "volume.json"
+
+    def make(self) -> None:
+        """Make the directories, mode 0700."""
+        for path in (self.root, self.outbox, self.aside):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def empty_outbox(self) -> None:
+        """Throw away what an earlier life was about to send; it is sealed again."""
+        shutil.rmtree(self.outbox, ignore_errors=True)
+        self.outbox.mkdir(mode=0o700, exist_ok=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Whose local directory this is."""
+
+    volume_id: str
+    writer: str
+    """32 hexadecimal digits, made when the directory was first used."""
+    directory_ino: int
+
+
+def load_identity(local: LocalDirectory) -> Identity | None:
+    """Return the identity, None for a directory not used before; raises `Corrupt`."""
+    path = local.root / _IDENTITY
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Identity(**values)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise Corrupt("file", str(path), str(error)) from error
+
+
+def store_identity(local: LocalDirectory, identity: Identity) -> None:
+    """Write the identity, durable on return."""
+    _write_synced(local.root / _IDENTITY, json.dumps(asdict(identity)).encode())
+
+
+def check_identity(local: LocalDirectory, identity: Identity | None, volume_id: str) -> None:
+    """Refuse a directory of another volume, and one that is a copy of another."""
+    if identity is None:
+        return
+    if identity.volume_id != volume_id:
+        raise Refused(
+            f"{local.root} belongs to volume {identity.volume_id}, not to {volume_id}: "
+            "give this mount a --cache-dir of its own",
+            exit_code=ExitCode.LOCAL,
+        )
+    if identity.directory_ino != local.root.stat().st_ino:
+        raise Refused(
+            f"{local.root} is a copy of another mount's directory, and only one of the two may "
+            "go on: use the original, or give an empty --cache-dir (the volume is in the store)",
+            exit_code=ExitCode.LOCAL,
+        )
+
+
+def directory_ino(local: LocalDirectory) -> int:
+    """Return the inode number that tells a directory from a copy of it."""
+    return local.root.stat().st_ino
+
+
+def load_local_volume(local: LocalDirectory) -> VolumeDescriptor | None:
+    """Return the descriptor as last seen in the store, for a mount while the store is away."""
+    try:
+        return decode_volume(local.volume.read_bytes(), str(local.volume))
+    except FileNotFoundError:
+        return None
+
+
+def store_local_volume(local: LocalDirectory, volume: VolumeDescriptor) -> None:
+    """Keep the descriptor for a mount while the store is away."""
+    _write_synced(local.volume, encode_volume(volume))
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+_EPOCHS_REMEMBERED = 64
+
+
+def load_epochs(local: LocalDirectory) -> list[int]:
+    """Return the journal checksums of the epochs that this directory began."""
+    try:
+        text = (local.root / "epochs.json").read_text(encoding="ascii")
+    except FileNotFoundError:
+        return []
+    return [int(chain) for chain in json.loads(text)]
+
+
+def remember_epoch(local: LocalDirectory, chain: int) -> None:
+    """Note that this directory began an epoch, before its fence is published; durable."""
+    chains = [*load_epochs(local), chain][-_EPOCHS_REMEMBERED:]
+    text = json.dumps([str(value) for value in chains])
+    _write_synced(local.root / "epochs.json", text.encode())
+
+
+def load_last_cut(local: LocalDirectory) -> int:
+    """Return the operation number of the last cut of ours that is known to be published."""
+    try:
+        return int((local.root / "last-cut").read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return 0
+
+
+def remember_last_cut(local: LocalDirectory, op_seq: int) -> None:
+    """Note a published cut; unsynced, since an older number only keeps more aside."""
+    temporary = local.root / "last-cut.tmp"
+    temporary.write_text(str(op_seq), encoding="ascii")
+    temporary.rename(local.root / "last-cut")

@@ -1,0 +1,226 @@
+"""The log and the checkpoints in the store, read and applied to committed.db.
+
+Blocking code for threads. What is read is verified before it is applied: footer, sections,
+the databases in them, and that each commit names the digest of the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from s3fs_banyan.errors import Corrupt, DataError, ObjectMissing, UnsupportedVersion
+from s3fs_banyan.format.blob import decode_blob, encode_blob
+from s3fs_banyan.format.checkpoint import (
+    CHECKPOINT_PIECE_BYTES,
+    CheckpointManifest,
+    decode_manifest,
+    encode_manifest,
+)
+from s3fs_banyan.format.checksum import sha256_hex
+from s3fs_banyan.format.commit import (
+    CommitFooter,
+    commit_digest,
+    commit_sections,
+    decode_footer,
+)
+from s3fs_banyan.format.keys import (
+    CHECKPOINT_PREFIX,
+    LOG_PREFIX,
+    checkpoint_key,
+    checkpoint_piece_key,
+    log_delta_key,
+    log_key,
+    parse_checkpoint_key,
+    parse_log_key,
+)
+from s3fs_banyan.format.volume import VolumeDescriptor
+from s3fs_banyan.meta.committed import (
+    Committed,
+    Head,
+    check_commit,
+    create_committed,
+    restore_committed,
+)
+from s3fs_banyan.remote.base import RemoteFileSystem
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredCommit:
+    """A commit as read from the store."""
+
+    key: str
+    data: bytes
+    footer: CommitFooter
+    digest: bytes
+
+
+class CommitLog:
+    """Reads `log/` and `checkpoint/`, writes checkpoints."""
+
+    def __init__(self, store: RemoteFileSystem, scratch: Path) -> None:
+        """`scratch` is a directory for files that live no longer than a call."""
+        self.store = store
+        self._scratch = scratch
+
+    # --- commits -------------------------------------------------------------------------
+
+    def sequence_numbers(self, after: int) -> list[int]:
+        """Return the numbers of the commits behind `after` that are in the store, ascending."""
+        metas = self.store.list(LOG_PREFIX, start_after=log_key(after))
+        return [seq for meta in metas if (seq := parse_log_key(meta.path)) is not None]
+
+    def read(self, seq: int) -> StoredCommit:
+        """Return a commit, verified; raises `ObjectMissing`, `Corrupt`, `UnsupportedVersion`."""
+        key = log_key(seq)
+        data = self.store.read(key)
+        footer = decode_footer(data, key)
+        if footer.seq != seq:
+            raise Corrupt("commit", key, f"it says that it is commit {footer.seq}")
+        return StoredCommit(key=key, data=data, footer=footer, digest=commit_digest(data))
+
+    def apply(self, committed: Committed, commit: StoredCommit, head: Head) -> Head:
+        """Apply a commit that follows `head` to committed.db; durable on return."""
+        footer = commit.footer
+        if footer.seq != head.seq + 1 or footer.predecessor != head.digest:
+            raise Corrupt("commit", commit.key, f"it does not follow commit {head.seq}")
+        delta, placements = self._unpack(commit)
+        try:
+            return committed.apply_commit(delta, placements, footer, commit.digest)
+        finally:
+            for path in (delta, placements):
+                if path is not None:
+                    path.unlink(missing_ok=True)
+
+    def _unpack(self, commit: StoredCommit) -> tuple[Path | None, Path | None]:
+        footer = commit.footer
+        if footer.is_fence:
+            return None, None
+        delta_blob: bytes | memoryview
+        delta_blob, placements_blob = commit_sections(commit.data, footer)
+        if footer.delta_hash:
+            key = log_delta_key(footer.seq, footer.delta_hash)
+            delta_blob = self.store.read(key)
+            if sha256_hex(delta_blob) != footer.delta_hash:
+                raise Corrupt("delta", key, "its hash differs from the one in its commit")
+        delta = self._scratch / f"delta-{footer.seq}.read"
+        placements = self._scratch / f"placements-{footer.seq}.read"
+        delta.write_bytes(decode_blob(delta_blob, commit.key))
+        placements.write_bytes(decode_blob(placements_blob, commit.key))
+        check_commit(delta, placements, commit.key)
+        return delta, placements
+
+    def follow(self, committed: Committed, head: Head) -> Head:
+        """Apply every commit behind `head`; raises `ObjectMissing` if the next one was reclaimed."""
+        numbers = self.sequence_numbers(head.seq)
+        for seq in numbers:
+            if seq != head.seq + 1:
+                raise ObjectMissing(f"{log_key(head.seq + 1)} is not in the store any more")
+            head = self.apply(committed, self.read(seq), head)
+        return head
+
+    # --- checkpoints ---------------------------------------------------------------------
+
+    def checkpoints(self) -> list[int]:
+        """Return the commits that have a checkpoint, newest first."""
+        metas = self.store.list(CHECKPOINT_PREFIX)
+        found = [seq for meta in metas if (seq := parse_checkpoint_key(meta.path)) is not None]
+        return sorted(found, reverse=True)
+
+    def read_manifest(self, seq: int) -> CheckpointManifest:
+        """Return a checkpoint's manifest, verified."""
+        key = checkpoint_key(seq)
+        manifest = decode_manifest(self.store.read(key), key)
+        if manifest.seq != seq:
+            raise Corrupt("checkpoint", key, f"it says that it is checkpoint {manifest.seq}")
+        return manifest
+
+    def read_pieces(self, manifest: CheckpointManifest) -> Iterator[bytes]:
+        """Give the pieces of a checkpoint's database, each verified against its name."""
+        for name in manifest.pieces:
+            key = checkpoint_piece_key(name)
+            stored = self.store.read(key)
+            if sha256_hex(stored) != name:
+                raise Corrupt("checkpoint piece", key, "its bytes differ from its name")
+            yield decode_blob(stored, key)
+
+    def load(
+        self, path: Path, *, vfs: str | None, volume: VolumeDescriptor
+    ) -> Committed:
+        """Make committed.db from the newest checkpoint that is whole, and the commits behind it.
+
+        Raises the last checkpoint's error if none is whole although some exist.
+        """
+        failure: DataError | ObjectMissing | None = None
+        for seq in self.checkpoints():
+            try:
+                committed = self._load_checkpoint(seq, path, vfs=vfs, volume=volume)
+            except UnsupportedVersion:
+                raise
+            except (DataError, ObjectMissing) as error:
+                log.error("checkpoint %d cannot be used: %s", seq, error)
+                failure = error
+                continue
+            break
+        else:
+            if failure is not None and 1 not in self.sequence_numbers(0)[:1]:
+                raise failure
+            committed = create_committed(path, vfs=vfs, volume=volume)
+        try:
+            committed.head = self.follow(committed, committed.head)
+        except BaseException:
+            committed.close()
+            raise
+        return committed
+
+    def _load_checkpoint(
+        self, seq: int, path: Path, *, vfs: str | None, volume: VolumeDescriptor
+    ) -> Committed:
+        manifest = self.read_manifest(seq)
+        source = self._scratch / f"checkpoint-{seq}.read"
+        try:
+            with source.open("wb") as file:
+                for piece in self.read_pieces(manifest):
+                    file.write(piece)
+            data_hash = _hash_of(source)
+            if data_hash != manifest.database_hash:
+                raise Corrupt("checkpoint", checkpoint_key(seq), "its pieces do not make its database")
+            return restore_committed(
+                path, source, vfs=vfs, volume_id=volume.volume_id, key=checkpoint_key(seq)
+            )
+        finally:
+            source.unlink(missing_ok=True)
+
+    def write_checkpoint(self, copy: Path, head: Head, known_pieces: set[str]) -> CheckpointManifest:
+        """Upload a copy of committed.db as the checkpoint of `head`; the manifest goes last.
+
+        `known_pieces` are names that are surely in the store; new ones are added to it.
+        """
+        names = []
+        with copy.open("rb") as file:
+            while raw := file.read(CHECKPOINT_PIECE_BYTES):
+                stored = encode_blob(raw)
+                name = sha256_hex(stored)
+                if name not in known_pieces:
+                    self.store.write(checkpoint_piece_key(name), stored)
+                    known_pieces.add(name)
+                names.append(name)
+        manifest = CheckpointManifest(
+            seq=head.seq,
+            digest=head.digest.hex(),
+            database_bytes=copy.stat().st_size,
+            database_hash=_hash_of(copy),
+            pieces=tuple(names),
+        )
+        self.store.write(checkpoint_key(head.seq), encode_manifest(manifest))
+        return manifest
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

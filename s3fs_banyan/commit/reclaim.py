@@ -1,0 +1,338 @@
+"""Reclaim: the only place where objects of a volume are deleted. Runs backwards.
+
+    1 choose    dense_from: a checkpoint old enough, verified; kept: hourly checkpoints below it
+    2 publish   a commit whose footer says so
+    3 look      snapshots and pins, listed *after* that commit
+    4 delete    what neither the window, nor a kept commit, nor a snapshot or pin needs
+
+A pack is needed by commit k if first seq <= k < dead seq. The first commit of an epoch is never
+deleted. No pack goes within the grace after its dead commit. Nothing is deleted while the local
+clock and the store's differ by more than five minutes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from s3fs_banyan.commit.checkpointer import Checkpointer
+from s3fs_banyan.commit.compaction import add_compaction, choose_victims
+from s3fs_banyan.commit.context import Context
+from s3fs_banyan.commit.log_store import CommitLog
+from s3fs_banyan.commit.state import EngineState
+from s3fs_banyan.data.blocks import BlockCache
+from s3fs_banyan.errors import DataError, ObjectMissing, StoreError
+from s3fs_banyan.format.keys import (
+    CHECKPOINT_PIECE_PREFIX,
+    LOG_PREFIX,
+    PACK_PREFIX,
+    PROBE_PREFIX,
+    checkpoint_key,
+    parse_log_delta_key,
+    parse_log_key,
+    parse_pack_key,
+)
+from s3fs_banyan.meta.committed import Head, PackRow
+from s3fs_banyan.remote.base import FileMeta
+from s3fs_banyan.runtime import register_failpoint
+
+log = logging.getLogger(__name__)
+
+FP_RECLAIM_CHOSEN = register_failpoint("reclaim-chosen", "reclaim: a commit moved the window, nothing is deleted")
+FP_RECLAIM_DELETED = register_failpoint("reclaim-deleted", "reclaim: objects are deleted, rows are not forgotten")
+
+CLOCK_SKEW_NS_MAX: Final = 300 * 10**9
+_HOUR_NS: Final = 3600 * 10**9
+_FENCE_BYTES_MAX: Final = 4096
+_DELETE_BATCH: Final = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What one round deletes."""
+
+    packs: list[PackRow]
+    keys: list[tuple[str, int, str]]
+    """(key, size, kind for the metric)"""
+
+
+class Reclaimer:
+    """Window, compaction and deletion of a mount. One event loop; the committer asks it."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        state: EngineState,
+        log_store: CommitLog,
+        checkpointer: Checkpointer,
+        cache: BlockCache,
+    ) -> None:
+        self._ctx = ctx
+        self._state = state
+        self._log = log_store
+        self._checkpointer = checkpointer
+        self._cache = cache
+        self.nursery: trio.Nursery | None = None
+        head = state.committed.head
+        self._dense_from = head.dense_from
+        self._kept = head.kept
+        self._verified: set[int] = set()
+        self._commit_times: dict[int, int] = {}
+        self._compact = False
+        self.last_problem = ""
+
+    # --- what the committer asks ---------------------------------------------------------
+
+    def before_seal(self, seal_db: Path) -> None:
+        """Add moves out of half-dead packs to the seal list; in a thread."""
+        committed = self._state.committed
+        self._compact = False
+        with committed.view() as view:
+            victims = choose_victims(view.packs(), committed.head.seq)
+            if victims:
+                add_compaction(view, seal_db, victims)
+
+    def window(self) -> tuple[int, tuple[int, ...]]:
+        """Return what the next commit's footer shall say."""
+        return self._dense_from, self._kept
+
+    def wants_commit(self) -> bool:
+        """Tell whether a commit is wanted although nothing changed."""
+        head = self._state.committed.head
+        return self._compact or (self._dense_from, self._kept) != (head.dense_from, head.kept)
+
+    async def after_commit(self) -> None:
+        """Start a checkpoint if one is due; the copy is taken here, between two commits."""
+        if self._checkpointer.is_due() and self.nursery is not None:
+            await self._checkpointer.start(self.nursery)
+
+    # --- rounds --------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """A round every now and then; ends only by cancellation."""
+        while True:
+            await trio.sleep(self._ctx.settings.reclaim_every_s)
+            if self._state.read_only_reason or not self._state.online:
+                continue
+            try:
+                await self.round()
+                self.last_problem = ""
+            except (StoreError, DataError) as error:
+                self.last_problem = str(error)
+                log.warning("reclaim stops for now: %s", error)
+
+    async def round(self) -> None:
+        """Choose, publish, look, delete. Raises the store's errors; safe to cancel anywhere."""
+        now_ns = await self._store_now()
+        if now_ns is None:
+            return
+        await self._load_times()
+        await self._checkpointer.load()
+        await self._choose(now_ns)
+        if self.wants_commit():
+            self._state.request_commit()
+            await self._wait_commit()
+        head = self._state.committed.head
+        if (head.dense_from, head.kept) != (self._dense_from, self._kept):
+            return
+        self._ctx.runtime.failpoint(FP_RECLAIM_CHOSEN)
+        if await self._ctx.runtime.in_thread(self._has_claims, pool="store"):
+            log.info("snapshots or pins exist: nothing is deleted")
+            return
+        plan = await self._ctx.runtime.in_thread(self._plan, head, now_ns, pool="store")
+        await self._delete(plan)
+
+    async def _wait_commit(self) -> None:
+        done = self._state.commits_done
+        while self._state.commits_done <= done and not self._state.read_only_reason:
+            await trio.sleep(0.2)
+
+    async def _store_now(self) -> int | None:
+        """Return the store's clock; None (and a warning) if it and ours differ too much."""
+        begin_ns = self._ctx.runtime.wall_ns()
+        key = f"{PROBE_PREFIX}clock"
+        meta = await self._ctx.runtime.in_thread(self._touch, key, pool="store")
+        skew_ns = abs(meta.modified_ns - begin_ns)
+        if skew_ns > CLOCK_SKEW_NS_MAX:
+            self.last_problem = f"the clocks differ by {skew_ns // 10**9} s"
+            log.warning("nothing is reclaimed: the local clock and the store's differ by %d s", skew_ns // 10**9)
+            return None
+        return meta.modified_ns
+
+    def _touch(self, key: str) -> FileMeta:
+        self._ctx.store.write(key, b"clock")
+        meta = self._ctx.store.stat(key)
+        self._ctx.store.delete([key])
+        return meta
+
+    async def _load_times(self) -> None:
+        metas = await self._ctx.runtime.in_thread(self._list, LOG_PREFIX, pool="store")
+        self._commit_times = {
+            seq: meta.modified_ns
+            for meta in metas
+            if (seq := parse_log_key(meta.path)) is not None
+        }
+
+    def _list(self, prefix: str) -> list[FileMeta]:
+        return list(self._ctx.store.list(prefix))
+
+    async def _choose(self, now_ns: int) -> None:
+        """Move the window to a checkpoint that is old enough, verified piece by piece."""
+        settings = self._ctx.settings
+        head = self._state.committed.head
+        times = self._commit_times
+        checkpoints = [seq for seq in self._checkpointer.kept if seq <= head.seq]
+        newest = max(checkpoints, default=-1)
+        spacing_ns = int(min(settings.reclaim_window_s / 4, 900) * 1e9)
+        if newest < head.seq and now_ns - times.get(newest, 0) >= spacing_ns:
+            self._checkpointer.wanted = True
+            self._compact = self._compact or settings.reclaim_window_s == 0
+        limit_ns = now_ns - int(settings.reclaim_window_s * 1e9)
+        old_enough = [s for s in checkpoints if times.get(s, now_ns) <= limit_ns]
+        target = max(old_enough, default=self._dense_from)
+        if target > self._dense_from and await self._verify(target):
+            self._dense_from = target
+        self._kept = await self._choose_kept(checkpoints, now_ns)
+        packs = await self._ctx.runtime.in_thread(self._packs)
+        if choose_victims(packs, head.seq):
+            self._compact = True
+
+    def _packs(self) -> list[PackRow]:
+        with self._state.committed.view() as view:
+            return view.packs()
+
+    async def _choose_kept(self, checkpoints: list[int], now_ns: int) -> tuple[int, ...]:
+        """One checkpointed commit an hour, below the window and above the horizon."""
+        horizon_ns = now_ns - int(self._ctx.settings.reclaim_hourly_s * 1e9)
+        hourly: dict[int, int] = {}
+        for seq in sorted(checkpoints):
+            time_ns = self._commit_times.get(seq)
+            if time_ns is None or time_ns < horizon_ns or seq >= self._dense_from:
+                continue
+            hourly[time_ns // _HOUR_NS] = seq
+        return tuple(sorted([seq for seq in hourly.values() if await self._verify(seq)]))
+
+    async def _verify(self, seq: int) -> bool:
+        """Read a checkpoint back, every piece, once."""
+        if seq in self._verified:
+            return True
+        try:
+            await self._ctx.runtime.in_thread(self._read_back, seq, pool="store")
+        except (DataError, ObjectMissing) as error:
+            log.error("checkpoint %d cannot be relied on: %s", seq, error)
+            self._checkpointer.kept = [s for s in self._checkpointer.kept if s != seq]
+            return False
+        self._verified.add(seq)
+        return True
+
+    def _read_back(self, seq: int) -> None:
+        manifest = self._log.read_manifest(seq)
+        for _ in self._log.read_pieces(manifest):
+            pass
+
+    def _has_claims(self) -> bool:
+        return any(True for prefix in ("snapshot/", "pin/") for _ in self._ctx.store.list(prefix))
+
+    # --- what goes -----------------------------------------------------------------------
+
+    def _plan(self, head: Head, now_ns: int) -> _Plan:
+        grace_ns = now_ns - int(self._ctx.settings.reclaim_grace_s * 1e9)
+        rows = self._packs()
+        packs = [pack for pack in rows if self._is_garbage(pack, head, grace_ns)]
+        keys: list[tuple[str, int, str]] = []
+        needed_logs = {pack.key for pack in rows} - {pack.key for pack in packs}
+        for pack in packs:
+            seq = parse_log_key(pack.key)
+            if seq is None:
+                keys.append((pack.key, pack.size, "pack"))
+        keys += self._old_commits(head, needed_logs)
+        keys += self._orphan_packs(head, grace_ns)
+        keys += self._old_checkpoints(head, grace_ns)
+        return _Plan(packs=packs, keys=keys)
+
+    def _is_garbage(self, pack: PackRow, head: Head, grace_ns: int) -> bool:
+        if pack.dead_seq is None:
+            return False
+        if self._commit_times.get(pack.dead_seq, 0) > grace_ns:
+            return False
+        if pack.dead_seq > head.dense_from:
+            return False
+        return not any(pack.first_seq <= kept < pack.dead_seq for kept in head.kept)
+
+    def _old_commits(self, head: Head, needed: set[str]) -> Iterable[tuple[str, int, str]]:
+        """Commits below the window: not kept, not a fence, no living chunk in them."""
+        for meta in self._ctx.store.list(LOG_PREFIX):
+            seq = parse_log_key(meta.path)
+            if seq is None:
+                seq = parse_log_delta_key(meta.path)
+                if seq is not None and seq < head.dense_from and seq not in head.kept:
+                    yield meta.path, meta.size, "delta"
+                continue
+            if seq >= head.dense_from or seq in head.kept or meta.path in needed:
+                continue
+            if meta.size <= _FENCE_BYTES_MAX and self._log.read(seq).footer.is_fence:
+                continue
+            yield meta.path, meta.size, "commit"
+
+    def _orphan_packs(self, head: Head, grace_ns: int) -> Iterable[tuple[str, int, str]]:
+        """Packs of earlier epochs that no commit names: their writer died before it published."""
+        known = {pack.key for pack in self._packs()}
+        for meta in self._ctx.store.list(PACK_PREFIX):
+            parsed = parse_pack_key(meta.path)
+            if parsed is None or parsed[0] >= head.epoch or meta.path in known:
+                continue
+            if meta.modified_ns <= grace_ns:
+                yield meta.path, meta.size, "orphan"
+
+    def _old_checkpoints(self, head: Head, grace_ns: int) -> Iterable[tuple[str, int, str]]:
+        """Manifests outside window and kept ones, and pieces that no other manifest names."""
+        stay: set[str] = set()
+        gone = []
+        for seq in self._log.checkpoints():
+            if seq < head.dense_from and seq not in head.kept:
+                gone.append(seq)
+            else:
+                stay.update(self._log.read_manifest(seq).pieces)
+        for seq in gone:
+            yield checkpoint_key(seq), 0, "checkpoint"
+        if self._checkpointer.is_running:
+            return
+        for meta in self._ctx.store.list(CHECKPOINT_PIECE_PREFIX):
+            name = meta.path.removeprefix(CHECKPOINT_PIECE_PREFIX)
+            if name not in stay and meta.modified_ns <= grace_ns:
+                yield meta.path, meta.size, "checkpoint_piece"
+
+    async def _delete(self, plan: _Plan) -> None:
+        """Manifests go first, pieces after them: no manifest ever names a missing piece."""
+        pieces = {
+            key.removeprefix(CHECKPOINT_PIECE_PREFIX)
+            for key, _, kind in plan.keys
+            if kind == "checkpoint_piece"
+        }
+        self._checkpointer.forget_pieces(pieces)
+        keys = [key for key, _, _ in plan.keys]
+        for start in range(0, len(keys), _DELETE_BATCH):
+            batch = keys[start : start + _DELETE_BATCH]
+            await self._ctx.runtime.in_thread(self._ctx.store.delete, batch, pool="store")
+        self._ctx.runtime.failpoint(FP_RECLAIM_DELETED)
+        gone = set(keys)
+        ids = [p.id for p in plan.packs if p.key in gone]
+        if ids:
+            async with self._state.applying:
+                await self._ctx.runtime.in_thread(self._state.committed.forget_packs, ids)
+        for key in gone:
+            await self._ctx.runtime.in_thread(self._cache.forget, key)
+        for kind in {kind for _, _, kind in plan.keys}:
+            sizes = [size for _, size, k in plan.keys if k == kind]
+            self._ctx.metrics.reclaimed(kind, objects=len(sizes), size_bytes=sum(sizes))
+        self._checkpointer.forget_checkpoints(
+            seq for key, _, kind in plan.keys if kind == "checkpoint" and (seq := int(key[-20:])) >= 0
+        )
+        if keys:
+            log.info("reclaimed %d objects", len(keys))
+

@@ -1,0 +1,334 @@
+"""Recovery: from what the local directory and the store hold to an exact state.
+
+    store reachable    bring committed.db to the newest commit (or make it from a checkpoint)
+    whose journal      it is ours if the newest fence is ours and the journal holds the record
+                       of the newest cut; else it is dropped, or set aside if it holds changes
+    same boot          live.db, and the journal behind its last operation
+    any doubt          a copy of committed.db, and the journal behind that commit's cut
+
+The table in `docs/architecture.md` says the same for people; `tests/` kills at every line.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import apsw
+
+from s3fs_banyan.commit.context import Context
+from s3fs_banyan.commit.local import LocalDirectory, load_epochs, load_last_cut
+from s3fs_banyan.commit.log_store import CommitLog
+from s3fs_banyan.errors import Corrupt, ObjectMissing, Refused, StoreError
+from s3fs_banyan.journal.log import Journal
+from s3fs_banyan.journal.replay import FoundSegment, ReplayEnd, replay, segment_files
+from s3fs_banyan.meta.committed import Committed, open_committed
+from s3fs_banyan.meta.live import LiveState, create_live, open_live, remove_live
+from s3fs_banyan.model import BeginEpoch, Cut
+
+log = logging.getLogger(__name__)
+
+
+
+@dataclass(slots=True, kw_only=True)
+class Recovered:
+    """The engine's three logs, open and consistent with each other."""
+
+    journal: Journal
+    live: LiveState
+    committed: Committed
+    online: bool
+    """Whether the store was reached; if not, nothing may be published before a check."""
+    set_aside: str = ""
+    """Where changes went that can never be published."""
+    replayed: int = 0
+    cuts: dict[int, int] = field(default_factory=dict)
+    """Operation number -> journal checksum of every cut and epoch record in the journal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _JournalFacts:
+    found: list[FoundSegment]
+    used: list[FoundSegment]
+    """Segments with records behind committed.db's cut: young bytes may lie in them."""
+    cuts: dict[int, int]
+    changes: int
+    """Operations behind committed.db's cut that change something."""
+
+
+def recover(ctx: Context, *, takeover: bool, accept_loss: bool) -> Recovered:
+    """Open or rebuild the local state; blocks. The caller holds the directory's lock.
+
+    Raises `Refused` where going on would be unsafe, `Corrupt` for damage that needs a decision,
+    `StoreError` if the store is needed and cannot be reached. Nothing is lost in any case.
+    """
+    log_store = CommitLog(ctx.store, ctx.local.outbox)
+    committed, online, rolled_back = _open_committed(ctx, log_store, takeover=takeover)
+    try:
+        facts = _journal_facts(ctx, committed)
+        set_aside = ""
+        if rolled_back or not _is_ours(ctx.local, committed, facts):
+            set_aside = _give_up_journal(ctx, committed, facts)
+            facts = _journal_facts(ctx, committed)
+        live, journal, replayed = _open_live(ctx, committed, facts, accept_loss=accept_loss)
+    except BaseException:
+        committed.close()
+        raise
+    recovered = Recovered(
+        journal=journal,
+        live=live,
+        committed=committed,
+        online=online,
+        set_aside=set_aside,
+        replayed=replayed,
+        cuts=facts.cuts,
+    )
+    log.info(
+        "recovered commit %d, operation %d (%d replayed)",
+        committed.head.seq,
+        live.op_seq,
+        replayed,
+    )
+    return recovered
+
+
+# --- committed.db ------------------------------------------------------------------------
+
+
+def _open_committed(
+    ctx: Context, log_store: CommitLog, *, takeover: bool
+) -> tuple[Committed, bool, bool]:
+    """Return (committed.db at the store's head, whether the store was reached, rolled back)."""
+    path, vfs = ctx.local.committed, ctx.disk.sqlite_vfs
+    committed: Committed | None = None
+    if ctx.disk.exists(path):
+        try:
+            committed = open_committed(path, vfs=vfs, volume_id=ctx.volume.volume_id)
+        except Corrupt as error:
+            log.error("%s: it is made again from the store", error)
+    rolled_back = False
+    if committed is not None:
+        try:
+            if _history_agrees(log_store, committed):
+                committed.head = log_store.follow(committed, committed.head)
+                return committed, True, False
+            if not takeover:
+                raise Refused(
+                    f"the store's log does not hold this mount's last commit {committed.head.seq}: "
+                    "the bucket was rolled back, or another history was written. Mount with "
+                    "--takeover to go on from the store (local changes are set aside), or with "
+                    "another --cache-dir"
+                )
+            rolled_back = True
+        except ObjectMissing:
+            log.info("commits were reclaimed meanwhile: loading the newest checkpoint")
+        except StoreError as error:
+            if not error.retryable:
+                committed.close()
+                raise
+            log.warning("the store cannot be reached, going on from the local state: %s", error)
+            return committed, False, False
+        except BaseException:
+            committed.close()
+            raise
+        committed.close()
+    _remove_committed(ctx)
+    return log_store.load(path, vfs=vfs, volume=ctx.volume), True, rolled_back
+
+
+def _history_agrees(log_store: CommitLog, committed: Committed) -> bool:
+    """Tell whether the store's commit `seq` is the one that committed.db stands at.
+
+    Raises `ObjectMissing` if it was reclaimed and newer ones exist.
+    """
+    head = committed.head
+    if head.seq == 0:
+        return True
+    try:
+        return log_store.read(head.seq).digest == head.digest
+    except ObjectMissing:
+        if log_store.sequence_numbers(head.seq):
+            raise
+        return False
+
+
+def _remove_committed(ctx: Context) -> None:
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        ctx.disk.unlink(ctx.local.committed.with_name(ctx.local.committed.name + suffix))
+
+
+# --- the journal: ours or not ------------------------------------------------------------
+
+
+def _volume_id(ctx: Context) -> bytes:
+    return bytes.fromhex(ctx.volume.volume_id)
+
+
+def _journal_facts(ctx: Context, committed: Committed) -> _JournalFacts:
+    """Read the journal behind committed.db's cut, without applying anything."""
+    found = segment_files(ctx.disk, ctx.local.journal, _volume_id(ctx))
+    head = committed.head
+    end = ReplayEnd(op_seq=0, chain=0)
+    cuts: dict[int, int] = {}
+    changes = 0
+    for _, _, record in replay(ctx.disk, found, head.op_seq, head.chain, end):
+        if isinstance(record.op, Cut | BeginEpoch):
+            cuts[record.op_seq] = record.checksum
+        else:
+            changes += 1
+    used = end.used
+    if not end.base_found:
+        # Damage before the cut's record: whatever may hold young bytes is kept.
+        used = [segment for segment in found if segment.header is not None]
+    return _JournalFacts(found=found, used=used, cuts=cuts, changes=changes)
+
+
+def _fresh(found: list[FoundSegment]) -> list[FoundSegment]:
+    return [FoundSegment(path=segment.path, header=segment.header) for segment in found]
+
+
+def _is_ours(local: LocalDirectory, committed: Committed, facts: _JournalFacts) -> bool:
+    """Tell whether the newest fence is this directory's own, and its journal may go on."""
+    fence = committed.head.fence_chain
+    return fence == 0 or fence in load_epochs(local) or fence in facts.cuts.values()
+
+
+def _give_up_journal(ctx: Context, committed: Committed, facts: _JournalFacts) -> str:
+    """Another writer owns the volume: drop the journal, or set it aside if it holds changes.
+
+    What is set aside is the journal, and the state it belongs to.
+    """
+    kept = ""
+    directory = ctx.local.aside / f"commit-{committed.head.seq}-{ctx.runtime.wall_ns()}"
+    if _holds_changes(ctx, facts):
+        ctx.disk.make_directory(directory)
+        for segment in facts.found:
+            ctx.disk.rename(segment.path, directory / segment.path.name)
+        if ctx.local.live.exists():
+            directory.mkdir(parents=True, exist_ok=True)
+            ctx.local.live.rename(directory / "live.db")
+        ctx.disk.sync_directory(directory)
+        kept = str(directory)
+        log.error(
+            "another writer took this volume over; changes that were never published are kept in %s",
+            directory,
+        )
+    else:
+        for segment in facts.found:
+            ctx.disk.unlink(segment.path)
+    ctx.disk.sync_directory(ctx.local.journal)
+    remove_live(ctx.local.live)
+    return kept
+
+
+def _holds_changes(ctx: Context, facts: _JournalFacts) -> bool:
+    """Tell whether the journal has changes that no commit of ours carried.
+
+    The cut of the last commit of our own may lie anywhere in it, so the whole journal is read.
+    """
+    if facts.changes:
+        return True
+    last = load_last_cut(ctx.local)
+    for segment in facts.found:
+        if segment.header is None:
+            continue
+        end = ReplayEnd(op_seq=0, chain=0)
+        base = segment.header.first_op_seq - 1
+        alone = _fresh([segment])
+        for _, _, record in replay(ctx.disk, alone, base, segment.header.chain, end):
+            if record.op_seq > last and not isinstance(record.op, Cut | BeginEpoch):
+                return True
+    return False
+
+
+# --- live.db -----------------------------------------------------------------------------
+
+
+def _open_live(
+    ctx: Context, committed: Committed, facts: _JournalFacts, *, accept_loss: bool
+) -> tuple[LiveState, Journal, int]:
+    """Open live.db or make it again, replay the journal, begin a fresh segment."""
+    boot_id, volume_id = ctx.runtime.boot_id(), ctx.volume.volume_id
+    head = committed.head
+    live: LiveState | None = None
+    if ctx.local.live.exists():
+        try:
+            live = open_live(ctx.local.live, boot_id=boot_id, volume_id=volume_id)
+        except (KeyError, ValueError, apsw.Error) as error:
+            log.info("live.db is made again: %s", error)
+    end = ReplayEnd(op_seq=0, chain=0)
+    replayed = floor = 0
+    if live is not None:
+        floor = live.op_seq
+        live.merge_dirty()
+        replayed = _replay_into(ctx, live, _fresh(facts.found), end)
+        if not end.base_found and floor != head.op_seq:
+            live.close(keep=False)
+            live = None
+    if live is None:
+        end = ReplayEnd(op_seq=0, chain=0)
+        live = create_live(
+            ctx.local.live,
+            committed.writer(),
+            op_seq=head.op_seq,
+            chain=head.chain,
+            boot_id=boot_id,
+            volume_id=volume_id,
+        )
+        replayed = _replay_into(ctx, live, _fresh(facts.found), end)
+    _check_end(ctx, live, max(floor, end.synced_mark), accept_loss=accept_loss)
+    live.end_transaction()
+    journal = Journal(
+        disk=ctx.disk,
+        directory=ctx.local.journal,
+        settings=ctx.settings.journal,
+        runtime=ctx.runtime,
+        volume_id=_volume_id(ctx),
+        observer=_JournalMetrics(ctx),
+    )
+    for segment in facts.used:
+        segment.last_op_seq = segment.last_op_seq or live.op_seq
+    journal.adopt(facts.found, facts.used)
+    journal.begin(live.op_seq, live.chain)
+    return live, journal, replayed
+
+
+def _replay_into(
+    ctx: Context, live: LiveState, found: list[FoundSegment], end: ReplayEnd
+) -> int:
+    count = 0
+    for segment, position, record in replay(ctx.disk, found, live.op_seq, live.chain, end):
+        live.apply(record.op, record.op_seq, record.checksum, segment, position)
+        count += 1
+    return count
+
+
+def _check_end(ctx: Context, live: LiveState, mark: int, *, accept_loss: bool) -> None:
+    """Tell a power cut from rot: an end below what was once synced or applied is damage."""
+    if live.op_seq >= mark:
+        return
+    why = (
+        f"it ends at operation {live.op_seq}, but operation {mark} was once safely in it: "
+        "records in between are damaged. Everything is kept as it is. Mount with --accept-loss to "
+        "go on without them, or with an empty --cache-dir to go on from the store"
+    )
+    if not accept_loss:
+        live.close(keep=False)
+        remove_live(ctx.local.live)
+        raise Corrupt("journal", str(ctx.local.journal), why)
+    log.error("journal damaged, going on as told: %s", why)
+
+
+class _JournalMetrics:
+    """Hands what the journal observes to the metrics."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._metrics = ctx.metrics
+
+    def journal_synced(self, seconds: float, byte_count: int) -> None:
+        self._metrics.journal_syncs.add()
+        self._metrics.journal_sync_seconds.observe(seconds)
+
+    def journal_sync_failed(self, path: object) -> None:
+        self._metrics.journal_sync_failures.add()
+        log.error("the disk refused to sync %s: its records go to a fresh segment", path)

@@ -1,0 +1,307 @@
+"""Sealing: the young chunks of a cut become frames, packs, and the body of a commit.
+
+Synchronous code on plain values: it runs in the worker process of a mount, and inline in the
+simulation. It writes to `outbox/` and the block cache only, and never publishes.
+
+    plan        read the list that the cut's snapshot left; divide it into packs and the rest
+    seal_pack   one pack: read pieces (each journal record verified), compress, checksum, write
+    upload      send it, verified; put it into the cache; remove it from the outbox
+    finish      the rest inline, the placements, the delta: the body of the commit
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import apsw
+
+from s3fs_banyan.data.blocks import BlockCache
+from s3fs_banyan.errors import Corrupt, ObjectMissing
+from s3fs_banyan.format.blob import encode_blob
+from s3fs_banyan.format.checksum import sha256_hex
+from s3fs_banyan.format.chunk import decode_chunk_header, encode_chunk
+from s3fs_banyan.format.keys import log_delta_key, log_key, pack_key
+from s3fs_banyan.format.pack import PackEntry, encode_pack_tail
+from s3fs_banyan.journal.disk import Disk, DiskFile
+from s3fs_banyan.journal.log import read_write_record
+from s3fs_banyan.meta.committed import PlacementRow, write_placements
+from s3fs_banyan.remote.base import RemoteFileSystem
+
+_RECORDS_CACHED: Final = 16
+COMMIT_BYTES_MAX: Final = 8 << 20
+"""Delta and inline data of a commit stay below this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealJob:
+    """What to seal; plain values, so that it can cross to another process."""
+
+    seal_db: str
+    delta_db: str
+    outbox: str
+    segments: dict[int, str]
+    epoch: int
+    seq: int
+    pack_bytes: int
+    inline_bytes_max: int
+    keep_in_outbox: bool = True
+    """False where the local disk has no room: packs go from RAM."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SealedPack:
+    """A pack ready to be sent."""
+
+    number: int
+    key: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitBody:
+    """All of a commit but its footer."""
+
+    path: str
+    inline_length: int
+    delta_length: int
+    placements_length: int
+    delta_hash: str
+    damaged: tuple[int, ...]
+    """Chunks whose journal records rotted: published without a place, their bytes are lost."""
+
+
+class _Item(NamedTuple):
+    chunk: int
+    length: int
+    directory: int
+    ino: int
+    offset: int
+    source_key: str
+    """Empty for a young chunk; else the object from which a living chunk is moved."""
+    source_offset: int
+    stored_length: int
+
+
+class Sealing:
+    """One commit's sealing, from plan to body."""
+
+    def __init__(self, job: SealJob, *, disk: Disk, store: RemoteFileSystem, cache: BlockCache) -> None:
+        self._job = job
+        self._disk = disk
+        self._store = store
+        self._cache = cache
+        self._db = apsw.Connection(job.seal_db, flags=apsw.SQLITE_OPEN_READONLY)
+        self._groups: list[list[_Item]] = []
+        self._inline: list[_Item] = []
+        self._packs: list[tuple[int, str, str, int]] = []
+        self._places: list[PlacementRow] = []
+        self._damaged: list[int] = []
+        self._in_ram: dict[int, bytes] = {}
+        self._files: dict[int, DiskFile] = {}
+        self._records: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+
+    def plan(self) -> int:
+        """Divide the chunks into packs; returns how many packs there are to seal.
+
+        What is small in all goes inline; of more, full packs are made, and a small remainder
+        goes inline, too. The pack size counts raw bytes, so that 1 GiB is sixteen packs.
+        """
+        items = list(self._items())
+        group: list[_Item] = []
+        size = 0
+        for item in items:
+            if size + item.length > self._job.pack_bytes and group:
+                self._groups.append(group)
+                group, size = [], 0
+            group.append(item)
+            size += item.length
+        if size <= self._job.inline_bytes_max:
+            self._inline = group
+        elif group:
+            self._groups.append(group)
+        return len(self._groups)
+
+    def _items(self) -> Iterator[_Item]:
+        moves = self._db.execute(
+            "SELECT 1 FROM sqlite_master WHERE name = 'move'"
+        ).fetchall()
+        sql = "SELECT id, length, directory, ino, offset, '', 0, 0 FROM chunk"
+        if moves:
+            sql += (
+                " UNION ALL SELECT chunk, length, directory, ino, offset, key, source_offset,"
+                " stored_length FROM move"
+            )
+        for row in self._db.execute(f"{sql} ORDER BY directory, ino, offset"):
+            yield _Item(*row)
+
+    # --- packs ---------------------------------------------------------------------------
+
+    def seal_pack(self, number: int) -> SealedPack | None:
+        """Make pack `number` and write it to the outbox; None if nothing of it was intact."""
+        entries: list[PackEntry] = []
+        bodies: list[bytes] = []
+        rows: list[tuple[int, int, int, bytes]] = []
+        offset = 0
+        for item, stored, frames in self._encoded(self._groups[number]):
+            entries.append(PackEntry(item.chunk, offset, len(stored), item.length))
+            rows.append((item.chunk, offset, len(stored), frames))
+            bodies.append(stored)
+            offset += len(stored)
+        self._groups[number] = []
+        if not entries:
+            return None
+        bodies.append(encode_pack_tail(entries))
+        data = b"".join(bodies)
+        bodies.clear()
+        pack = self._job.seq << 16 | (number + 1)
+        key = pack_key(self._job.epoch, pack, sha256_hex(data))
+        if self._job.keep_in_outbox:
+            self._outbox_path(key).write_bytes(data)
+        else:
+            self._in_ram[number] = data
+        self._packs.append((pack, key, "", len(data)))
+        self._places += [PlacementRow(row[0], pack, *row[1:]) for row in rows]
+        return SealedPack(number=number, key=key, size=len(data))
+
+    def upload(self, pack: SealedPack) -> None:
+        """Send a sealed pack and verify it; then it is in the block cache, not in the outbox.
+
+        Raises the store's errors; the same call may be made again. A pack that is there already
+        (the same bytes have the same key) is not sent twice.
+        """
+        path = self._outbox_path(pack.key)
+        data = self._in_ram.get(pack.number)
+        if data is None:
+            data = path.read_bytes()
+        try:
+            there = self._store.stat(pack.key).size == pack.size
+        except ObjectMissing:
+            there = False
+        if not there:
+            self._store.write(pack.key, data)
+        self._cache.put_object(pack.key, data)
+        self._in_ram.pop(pack.number, None)
+        path.unlink(missing_ok=True)
+
+    def _outbox_path(self, key: str) -> Path:
+        return Path(self._job.outbox) / key.replace("/", "-")
+
+    # --- chunks --------------------------------------------------------------------------
+
+    def _encoded(self, items: list[_Item]) -> Iterator[tuple[_Item, bytes, bytes]]:
+        """Give (item, stored chunk, frame table); damaged chunks are left out and named."""
+        for item in items:
+            try:
+                if item.source_key:
+                    stored = self._moved(item)
+                    frames = decode_chunk_header(stored, item.source_key)[2]
+                else:
+                    stored, frames = encode_chunk(item.chunk, self._young_bytes(item))
+            except Corrupt:
+                if item.source_key:
+                    continue  # it stays where it is: `check` and a read of it will name it
+                self._damaged.append(item.chunk)
+                continue
+            yield item, stored, frames
+
+    def _young_bytes(self, item: _Item) -> bytes:
+        """Put a young chunk together from its pieces, each record verified."""
+        parts = []
+        position = 0
+        rows = self._db.execute(
+            "SELECT offset, length, segment, position, record_offset, op_seq FROM piece"
+            " WHERE chunk = ? ORDER BY offset",
+            (item.chunk,),
+        ).fetchall()
+        for offset, length, segment, record, record_offset, op_seq in rows:
+            if offset != position:
+                raise Corrupt("chunk", str(item.chunk), f"no piece at byte {position}")
+            data = self._record(segment, record, op_seq)
+            take = min(length, item.length - position)
+            parts.append(data[record_offset : record_offset + take])
+            position += take
+        if position != item.length:
+            raise Corrupt("chunk", str(item.chunk), f"{position} of {item.length} bytes have pieces")
+        return b"".join(parts)
+
+    def _record(self, segment: int, position: int, op_seq: int) -> bytes:
+        data = self._records.get((segment, position))
+        if data is None:
+            file = self._files.get(segment)
+            path = Path(self._job.segments[segment])
+            if file is None:
+                file = self._files[segment] = self._disk.open(path)
+            data = read_write_record(file, path, position, op_seq)
+            self._records[segment, position] = data
+            if len(self._records) > _RECORDS_CACHED:
+                self._records.popitem(last=False)
+        return data
+
+    def _moved(self, item: _Item) -> bytes:
+        """Return a living chunk as stored, for its new place; its header is verified."""
+        block_bytes = self._cache.block_bytes
+        first = item.source_offset // block_bytes
+        last = (item.source_offset + item.stored_length - 1) // block_bytes
+        blocks = [self._cache.get(item.source_key, index) for index in range(first, last + 1)]
+        if all(block is not None for block in blocks):
+            run = b"".join(block for block in blocks if block is not None)
+            skip = item.source_offset - first * block_bytes
+            stored = run[skip : skip + item.stored_length]
+        else:
+            stored = self._store.read(
+                item.source_key, offset=item.source_offset, length=item.stored_length
+            )
+        chunk, length, _ = decode_chunk_header(stored, item.source_key)
+        if chunk != item.chunk or length != item.length or len(stored) != item.stored_length:
+            raise Corrupt("chunk", item.source_key, f"chunk {item.chunk} is not at its place")
+        return stored
+
+    # --- the commit ----------------------------------------------------------------------
+
+    def finish(self) -> CommitBody:
+        """Write the commit's body to the outbox: inline chunks, delta, placements."""
+        job = self._job
+        bodies: list[bytes] = []
+        offset = 0
+        rows: list[tuple[int, int, int, bytes]] = []
+        for item, stored, frames in self._encoded(self._inline):
+            rows.append((item.chunk, offset, len(stored), frames))
+            bodies.append(stored)
+            offset += len(stored)
+        delta = encode_blob(Path(job.delta_db).read_bytes())
+        delta_hash = ""
+        if offset + len(delta) > COMMIT_BYTES_MAX:
+            delta_hash = sha256_hex(delta)
+            self._store.write(log_delta_key(job.seq, delta_hash), delta)
+            delta = b""
+        packs = list(self._packs)
+        if rows:
+            # The size is not known before the placements are written; it is a bound for
+            # read-ahead and a number for people, so the inline part is what counts.
+            packs.append((job.seq << 16, log_key(job.seq), "", offset))
+            self._places += [PlacementRow(row[0], job.seq << 16, *row[1:]) for row in rows]
+        placements_path = Path(job.outbox) / f"placements-{job.seq}.db"
+        placements_path.unlink(missing_ok=True)
+        write_placements(placements_path, packs, self._places)
+        placements = encode_blob(placements_path.read_bytes())
+        path = Path(job.outbox) / f"commit-{job.seq}"
+        path.write_bytes(b"".join((*bodies, delta, placements)))
+        return CommitBody(
+            path=str(path),
+            inline_length=offset,
+            delta_length=len(delta),
+            placements_length=len(placements),
+            delta_hash=delta_hash,
+            damaged=tuple(self._damaged),
+        )
+
+    def close(self) -> None:
+        """Close files; nothing of the outbox is removed here."""
+        for file in self._files.values():
+            file.close()
+        self._db.close()
+

@@ -1,0 +1,217 @@
+"""The worker: sealing and uploading outside the daemon's interpreter.
+
+Python has one interpreter lock: one busy thread in the daemon lifts the median fsync from 0.2
+to 36 ms. So a process of its own seals, compresses, hashes and uploads. It gets plain values,
+writes `outbox/` and the cache, and ends with its parent. Only the daemon publishes.
+
+Messages are lines of JSON over a socket pair. The store's settings, secrets among them, are the
+first message and never an argument or an environment variable.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import trio
+
+from s3fs_banyan.commit.sealing import CommitBody, SealedPack, SealJob, Sealing
+from s3fs_banyan.errors import BanyanFSError, Corrupt, StoreError, Unavailable
+from s3fs_banyan.runtime import Runtime
+
+_LINE_BYTES_MAX = 1 << 20
+
+
+class WorkerDied(BanyanFSError):
+    """The worker process ended; the sealing is done again from its beginning."""
+
+
+class Worker(Protocol):
+    """What the committer asks for; one sealing at a time."""
+
+    async def begin(self, job: SealJob) -> int:
+        """Start a sealing; returns how many packs there are."""
+        ...
+
+    async def seal_pack(self, number: int) -> SealedPack | None: ...
+
+    async def upload(self, pack: SealedPack) -> None: ...
+
+    async def finish(self) -> CommitBody: ...
+
+    async def end(self) -> None:
+        """Forget the sealing."""
+        ...
+
+
+class InlineWorker:
+    """The same code in this process, for the simulation and for tools."""
+
+    def __init__(self, make: Callable[[SealJob], Sealing], runtime: Runtime) -> None:
+        self._make = make
+        self._runtime = runtime
+        self._sealing: Sealing | None = None
+
+    async def begin(self, job: SealJob) -> int:
+        self._sealing = self._make(job)
+        return await self._runtime.in_thread(self._sealing.plan, pool="cpu")
+
+    async def seal_pack(self, number: int) -> SealedPack | None:
+        return await self._runtime.in_thread(self._now().seal_pack, number, pool="cpu")
+
+    async def upload(self, pack: SealedPack) -> None:
+        await self._runtime.in_thread(self._now().upload, pack, pool="store")
+
+    async def finish(self) -> CommitBody:
+        return await self._runtime.in_thread(self._now().finish, pool="cpu")
+
+    async def end(self) -> None:
+        if self._sealing is not None:
+            self._sealing.close()
+            self._sealing = None
+        await trio.lowlevel.checkpoint()
+
+    def _now(self) -> Sealing:
+        if self._sealing is None:
+            raise AssertionError("no sealing was begun")
+        return self._sealing
+
+
+class WorkerProcess:
+    """The worker process of a mount, started when first needed and again when it died."""
+
+    def __init__(self, setup: dict[str, object], *, on_restart: Callable[[], None]) -> None:
+        """`setup` is the first message: store settings, cache, log level (see worker_main)."""
+        self._setup = setup
+        self._on_restart = on_restart
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stream: trio.SocketStream | None = None
+        self._buffer = bytearray()
+        self._waiting: dict[int, trio.Event] = {}
+        self._answers: dict[int, dict[str, Any]] = {}
+        self._next = 0
+        self._reading = False
+        self._send_lock = trio.Lock()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, for status."""
+        return self._process.pid if self._process else None
+
+    async def begin(self, job: SealJob) -> int:
+        values = asdict(job)
+        values["segments"] = {str(number): path for number, path in job.segments.items()}
+        return int(await self._call("begin", values))
+
+    async def seal_pack(self, number: int) -> SealedPack | None:
+        answer = await self._call("seal_pack", number)
+        return SealedPack(**answer) if answer else None
+
+    async def upload(self, pack: SealedPack) -> None:
+        await self._call("upload", asdict(pack))
+
+    async def finish(self) -> CommitBody:
+        answer = await self._call("finish", None)
+        return CommitBody(**{**answer, "damaged": tuple(answer["damaged"])})
+
+    async def end(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            await self._call("end", None)
+
+    async def run(self) -> None:
+        """Start it now, then look after the answers; ends only by cancellation."""
+        while True:
+            stream = self._ensure()
+            try:
+                await self._read_answers(stream)
+            finally:
+                self._fail_waiting()
+            self._drop()
+            self._on_restart()
+            await trio.sleep(0.5)
+
+    def _ensure(self) -> trio.SocketStream:
+        if self._stream is None:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._process = subprocess.Popen(  # noqa: S603  # our own module, no shell
+                [sys.executable, "-m", "s3fs_banyan.commit.worker_main", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+            )
+            theirs.close()
+            ours.setblocking(False)  # noqa: FBT003  # the socket module's own signature
+            self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+            self._buffer.clear()
+            ours_setup = (json.dumps(self._setup) + "\n").encode()
+            # A fresh socket pair takes a few KiB without waiting.
+            ours.send(ours_setup)
+        return self._stream
+
+    async def _call(self, method: str, argument: object) -> Any:  # noqa: ANN401  # JSON
+        stream = self._ensure()
+        self._next += 1
+        number = self._next
+        event = self._waiting[number] = trio.Event()
+        line = json.dumps({"id": number, "method": method, "argument": argument}) + "\n"
+        try:
+            async with self._send_lock:
+                await stream.send_all(line.encode())
+            await event.wait()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise WorkerDied("the worker process ended") from error
+        finally:
+            self._waiting.pop(number, None)
+        answer = self._answers.pop(number, None)
+        if answer is None:
+            raise WorkerDied("the worker process ended while it was sealing")
+        if "error" in answer:
+            raise _error_from(answer)
+        return answer["result"]
+
+    async def _read_answers(self, stream: trio.SocketStream) -> None:
+        while True:
+            try:
+                data = await stream.receive_some(65536)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            if not data:
+                return
+            self._buffer += data
+            while (end := self._buffer.find(b"\n")) >= 0:
+                answer = json.loads(self._buffer[:end])
+                del self._buffer[: end + 1]
+                self._answers[answer["id"]] = answer
+                if (event := self._waiting.get(answer["id"])) is not None:
+                    event.set()
+
+    def _fail_waiting(self) -> None:
+        for event in self._waiting.values():
+            event.set()
+
+    def _drop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._stream is not None:
+            self._stream.socket.close()
+        self._process = self._stream = None
+
+    def close(self) -> None:
+        """End the process."""
+        self._drop()
+
+
+def _error_from(answer: dict[str, Any]) -> BanyanFSError:
+    """Make the error that the worker met again; unknown ones are a failed attempt."""
+    kind, message = answer["error"], answer["message"]
+    if kind == "Corrupt":
+        return Corrupt("journal record", "of a sealing", message)
+    for cls in StoreError.__subclasses__():
+        if cls.__name__ == kind:
+            return cls(message)
+    return Unavailable(f"the worker failed: {kind}: {message}")

@@ -1,0 +1,113 @@
+"""The worker process: reads requests, seals and uploads, answers. See `worker.py`."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from s3fs_banyan.commit.sealing import SealedPack, SealJob, Sealing
+from s3fs_banyan.data.blocks import BlockCache
+from s3fs_banyan.data.cache import DiskBlockCache
+from s3fs_banyan.journal.disk import RealDisk
+from s3fs_banyan.observe import setup_logging
+from s3fs_banyan.remote.open import open_store
+from s3fs_banyan.remote.options import StoreOptions
+from s3fs_banyan.remote.base import RemoteFileSystem
+
+_PR_SET_PDEATHSIG = 1
+_UPLOADS_AT_ONCE = 4
+
+log = logging.getLogger(__name__)
+
+
+class WorkerServer:
+    """Answers requests, uploads several at a time."""
+
+    def __init__(self, sock: socket.socket, store: RemoteFileSystem, cache: BlockCache) -> None:
+        self._sock = sock
+        self._store = store
+        self._cache = cache
+        self._disk = RealDisk()
+        self._sealing: Sealing | None = None
+
+    def answer(self, request: dict[str, Any]) -> None:
+        """Carry out one request and send its answer, or the error that it met."""
+        try:
+            answer = {"id": request["id"], "result": self._carry_out(request)}
+        except Exception as error:  # noqa: BLE001  # every error crosses to the daemon, which decides
+            log.debug("request %s failed", request["method"], exc_info=True)
+            answer = {
+                "id": request["id"],
+                "error": type(error).__name__,
+                "message": str(error),
+            }
+        self._sock.sendall((json.dumps(answer) + "\n").encode())
+
+    def _carry_out(self, request: dict[str, Any]) -> object:
+        method, argument = request["method"], request["argument"]
+        if method == "begin":
+            self._end()
+            segments = {int(number): path for number, path in argument["segments"].items()}
+            job = SealJob(**{**argument, "segments": segments})
+            self._sealing = Sealing(job, disk=self._disk, store=self._store, cache=self._cache)
+            return self._sealing.plan()
+        if method == "end":
+            self._end()
+            return None
+        if self._sealing is None:
+            raise RuntimeError(f"{method} without a sealing")
+        if method == "seal_pack":
+            return _plain(self._sealing.seal_pack(argument))
+        if method == "upload":
+            self._sealing.upload(SealedPack(**argument))
+            return None
+        if method == "finish":
+            return _plain(self._sealing.finish())
+        raise RuntimeError(f"unknown request {method}")
+
+    def _end(self) -> None:
+        if self._sealing is not None:
+            self._sealing.close()
+            self._sealing = None
+
+
+def _plain(value: object) -> dict[str, object] | None:
+    if value is None:
+        return None
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    """Serve one daemon until its end of the socket closes."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    reader = sock.makefile("rb")
+    setup = json.loads(reader.readline())
+    setup_logging(setup["log_level"], setup["log_format"], sys.stderr)
+    os.nice(int(setup["nice"]))
+    store = open_store(setup["url"], StoreOptions(**setup["store"]))
+    cache = DiskBlockCache(
+        Path(setup["cache"]), setup["cache_bytes"], block_bytes=setup["block_bytes"]
+    )
+    server = WorkerServer(sock, store, cache)
+    with ThreadPoolExecutor(_UPLOADS_AT_ONCE) as uploads:
+        for line in reader:
+            request = json.loads(line)
+            if request["method"] == "upload":
+                uploads.submit(server.answer, request)
+            else:
+                server.answer(request)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

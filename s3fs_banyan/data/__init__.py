@@ -1,0 +1,1 @@
+"""Where bytes are: the journal, RAM, the block cache, the store."""

@@ -1,0 +1,225 @@
+"""Reading a file: piece in the journal, RAM, block cache, store, in this order.
+
+Not one byte is served that was not verified when it entered memory. What cannot be verified is
+fetched once more from the store, and then it is EIO for that range, a log line and a metric.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from s3fs_banyan.data.frames_ram import RamFrames
+from s3fs_banyan.data.objects import ObjectReader
+from s3fs_banyan.data.recent import RecentRecords
+from s3fs_banyan.errors import Corrupt, ObjectMissing
+from s3fs_banyan.format.chunk import Frame, decode_frame, decode_frame_table
+from s3fs_banyan.model import FRAME_BYTES, ChunkId, Extent, Piece, Place
+from s3fs_banyan.observe import Metrics
+from s3fs_banyan.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+
+class ChunkSource(Protocol):
+    """What the reader asks about chunks: live.db and committed.db, or a follower's one."""
+
+    def pieces(self, chunk: int, start: int, end: int) -> Sequence[Piece]: ...
+
+    def chunk_length(self, chunk: int) -> int | None: ...
+
+    def place(self, chunk: int) -> Place | None: ...
+
+    def object_size(self, key: str) -> int | None: ...
+
+
+class RecordSource(Protocol):
+    """The journal, as far as the reader knows it."""
+
+    def has_segment(self, number: int) -> bool: ...
+
+    def read_write_data(self, number: int, position: int, op_seq: int) -> bytes: ...
+
+
+class Reader:
+    """Serves file bytes from extents. One event loop."""
+
+    def __init__(
+        self,
+        *,
+        chunks: ChunkSource,
+        journal: RecordSource | None,
+        objects: ObjectReader,
+        runtime: Runtime,
+        metrics: Metrics,
+        ram_bytes: int,
+    ) -> None:
+        self._chunks = chunks
+        self._journal = journal
+        self._objects = objects
+        self._runtime = runtime
+        self._metrics = metrics
+        self.recent = RecentRecords(ram_bytes // 2)
+        self.frames = RamFrames(ram_bytes // 2)
+        self.on_corrupt: Callable[[Corrupt], None] = lambda error: None
+
+    def read_young(self, extents: Sequence[Extent], start: int, end: int) -> bytes | None:
+        """Return the bytes if all of them are young (or holes), without waiting; else None.
+
+        Raises `Corrupt` if a journal record rotted.
+        """
+        parts = []
+        position = start
+        for extent in extents:
+            if extent.offset > position:
+                parts.append(bytes(extent.offset - position))
+                position = extent.offset
+            stop = min(end, extent.offset + extent.length)
+            first = extent.chunk_offset + position - extent.offset
+            young = self._from_pieces(extent.chunk, first, first + stop - position)
+            if young is None:
+                return None
+            parts += young
+            position = stop
+        if position < end:
+            parts.append(bytes(end - position))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def read(self, extents: Sequence[Extent], start: int, end: int) -> bytes:
+        """Return file bytes [start, end) that `extents` describe; holes read as zeros.
+
+        Waits for a store that is away. Raises `Corrupt`: proven damage. Safe to cancel.
+        """
+        parts = []
+        position = start
+        for extent in extents:
+            if extent.offset > position:
+                parts.append(bytes(extent.offset - position))
+                position = extent.offset
+            stop = min(end, extent.offset + extent.length)
+            first = extent.chunk_offset + position - extent.offset
+            parts.append(await self._read_chunk(extent.chunk, first, first + stop - position))
+            position = stop
+        if position < end:
+            parts.append(bytes(end - position))
+        return b"".join(parts)
+
+    def _from_pieces(self, chunk: int, start: int, end: int) -> list[bytes] | None:
+        """Return a chunk's bytes from the journal, or None if not all of them are there."""
+        journal = self._journal
+        if journal is None:
+            return None
+        parts = []
+        position = start
+        for piece in self._chunks.pieces(chunk, start, end):
+            if piece.offset > position or not journal.has_segment(piece.segment):
+                return None
+            data = self.recent.get(piece.op_seq)
+            if data is None:
+                try:
+                    data = journal.read_write_data(piece.segment, piece.position, piece.op_seq)
+                except Corrupt as error:
+                    self._report(error)
+                    raise
+                self.recent.put(piece.op_seq, data)
+                self._metrics.read_hits["journal"].add()
+            first = piece.record_offset + position - piece.offset
+            stop = min(end, piece.offset + piece.length)
+            if first == 0 and stop - position == len(data):
+                parts.append(data)
+            else:
+                parts.append(data[first : first + stop - position])
+            position = stop
+        return parts if position == end else None
+
+    async def _read_chunk(self, chunk: int, start: int, end: int) -> bytes:
+        for _ in range(3):
+            young = self._from_pieces(chunk, start, end)
+            if young is not None:
+                return b"".join(young)
+            place = self._chunks.place(chunk)
+            length = self._chunks.chunk_length(chunk)
+            if place is None or length is None:
+                error = Corrupt("chunk", str(chunk), "its bytes are neither here nor in the store")
+                self._report(error)
+                raise error
+            try:
+                return await self._read_placed(chunk, length, place, start, end)
+            except (Corrupt, ObjectMissing) as error:
+                await self._objects.forget(place.key)
+                if isinstance(error, Corrupt):
+                    self._report(error)
+                again = self._chunks.place(chunk)
+                if again == place:
+                    break
+        return await self._read_last_time(chunk, start, end)
+
+    async def _read_last_time(self, chunk: int, start: int, end: int) -> bytes:
+        """The cached copy was dropped: what the store itself says now is final."""
+        place = self._chunks.place(chunk)
+        length = self._chunks.chunk_length(chunk)
+        if place is None or length is None:
+            raise Corrupt("chunk", str(chunk), "its bytes are neither here nor in the store")
+        try:
+            return await self._read_placed(chunk, length, place, start, end)
+        except ObjectMissing as error:
+            corrupt = Corrupt("object", place.key, f"it is missing, chunk {chunk} lies in it")
+            self._report(corrupt)
+            raise corrupt from error
+        except Corrupt as error:
+            self._report(error)
+            raise
+
+    async def _read_placed(
+        self, chunk: int, length: int, place: Place, start: int, end: int
+    ) -> bytes:
+        first, last = start // FRAME_BYTES, (end - 1) // FRAME_BYTES
+        found = [self.frames.get(ChunkId(chunk), index) for index in range(first, last + 1)]
+        missing = [first + i for i, frame in enumerate(found) if frame is None]
+        if missing:
+            table = decode_frame_table(chunk, length, place.frames)
+            low, high = table[missing[0]], table[missing[-1]]
+            size = self._chunks.object_size(place.key) or place.offset + place.stored_length
+            stored = await self._objects.read(
+                place.key,
+                place.offset + low.offset,
+                high.offset + high.stored_length - low.offset,
+                size,
+            )
+            decoded = await self._runtime.in_thread(
+                _decode_run,
+                chunk,
+                missing[0],
+                table[missing[0] : missing[-1] + 1],
+                stored,
+                place.key,
+            )
+            for index, raw in decoded.items():
+                self.frames.put(ChunkId(chunk), index, raw)
+                found[index - first] = raw
+        else:
+            self._metrics.read_hits["ram"].add()
+        data = b"".join(frame for frame in found if frame is not None)
+        skip = start - first * FRAME_BYTES
+        return data[skip : skip + end - start]
+
+    def _report(self, error: Corrupt) -> None:
+        log.error("corrupt data: %s", error)
+        self._metrics.corruption_detected(error.kind.replace(" ", "_")).add()
+        self.on_corrupt(error)
+
+
+def _decode_run(
+    chunk: int, first: int, frames: Sequence[Frame], stored: bytes, key: str
+) -> dict[int, bytes]:
+    """Verify and decode neighbouring frames, of which `stored` is the run."""
+    view = memoryview(stored)
+    start = frames[0].offset
+    decoded = {}
+    for i, frame in enumerate(frames):
+        at = frame.offset - start
+        decoded[first + i] = decode_frame(
+            chunk, first + i, frame, view[at : at + frame.stored_length], key
+        )
+    return decoded

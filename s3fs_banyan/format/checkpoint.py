@@ -1,0 +1,106 @@
+"""Checkpoints: committed.db as of one commit, cut into pieces. Table: `docs/format/checkpoint.md`.
+
+The manifest names its pieces by the SHA-256 of their stored bytes (blobs of 1 MiB of database
+pages each), so a piece that did not change since the last checkpoint is named again, not sent
+again, and every piece can be verified on its own.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Final
+
+from s3fs_banyan.errors import Corrupt, UnsupportedVersion
+from s3fs_banyan.format.checksum import Bytes, sha256_hex
+from s3fs_banyan.format.commit import SCHEMA_LEVEL
+
+CHECKPOINT_VERSION: Final = 1
+CHECKPOINT_PIECE_BYTES: Final = 1 << 20
+_HEX: Final = frozenset("0123456789abcdef")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointManifest:
+    """What `checkpoint/<seq>` holds."""
+
+    seq: int
+    digest: str
+    """SHA-256 in hex of the commit `seq`."""
+    database_bytes: int
+    database_hash: str
+    pieces: tuple[str, ...]
+
+
+def encode_manifest(manifest: CheckpointManifest) -> bytes:
+    """Return the manifest as one line of checksummed JSON."""
+    body = {
+        "kind": "checkpoint",
+        "version": CHECKPOINT_VERSION,
+        "schema": SCHEMA_LEVEL,
+        "seq": manifest.seq,
+        "digest": manifest.digest,
+        "database_bytes": manifest.database_bytes,
+        "database_hash": manifest.database_hash,
+        "pieces": list(manifest.pieces),
+    }
+    return seal_json(body)
+
+
+def decode_manifest(stored: Bytes, key: str) -> CheckpointManifest:
+    """Return the verified manifest; raises `Corrupt` or `UnsupportedVersion`."""
+    body = open_json(stored, "checkpoint", CHECKPOINT_VERSION, key)
+    if body.get("schema") != SCHEMA_LEVEL:
+        raise UnsupportedVersion("schema of checkpoint", _int(body, "schema", key), SCHEMA_LEVEL)
+    pieces = body.get("pieces")
+    if not isinstance(pieces, list) or not all(_is_hash(piece) for piece in pieces):
+        raise Corrupt("checkpoint", key, "its list of pieces is malformed")
+    return CheckpointManifest(
+        seq=_int(body, "seq", key),
+        digest=_text(body, "digest", key),
+        database_bytes=_int(body, "database_bytes", key),
+        database_hash=_text(body, "database_hash", key),
+        pieces=tuple(pieces),
+    )
+
+
+def seal_json(body: dict[str, object]) -> bytes:
+    """Return canonical JSON with a checksum in it: the form of every small named object."""
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return (json.dumps({**body, "checksum": sha256_hex(text.encode())}, sort_keys=True) + "\n").encode()
+
+
+def open_json(stored: Bytes, kind: str, version_known: int, key: str) -> dict[str, object]:
+    """Return the body of a sealed JSON object after checking checksum, kind and version."""
+    try:
+        body = json.loads(bytes(stored))
+    except ValueError as error:
+        raise Corrupt(kind, key, f"no JSON: {error}") from error
+    if not isinstance(body, dict) or body.get("kind") != kind:
+        raise Corrupt(kind, key, "it is something else")
+    version = body.get("version")
+    if isinstance(version, int) and version > version_known:
+        raise UnsupportedVersion(kind, version, version_known)
+    checksum = body.pop("checksum", None)
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    if checksum != sha256_hex(text.encode()):
+        raise Corrupt(kind, key, "checksum differs")
+    return body
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and _HEX.issuperset(value)  # noqa: PLR2004
+
+
+def _int(body: dict[str, object], name: str, key: str) -> int:
+    value = body.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise Corrupt("checkpoint", key, f"{name} is no number")
+    return value
+
+
+def _text(body: dict[str, object], name: str, key: str) -> str:
+    value = body.get(name)
+    if not _is_hash(value):
+        raise Corrupt("checkpoint", key, f"{name} is no SHA-256")
+    return str(value)

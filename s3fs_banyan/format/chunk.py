@@ -1,0 +1,133 @@
+"""Chunks: up to 1 MiB of file data as a row of frames. Byte table: `docs/format/chunk.md`.
+
+A frame is 64 KiB of the chunk (the last one shorter), compressed on its own, with a checksum of
+its *stored* bytes that is bound to chunk id and frame number, so that a frame found in the wrong
+place is noticed. The frame table is in the chunk's header and, as it stands, beside its place.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+import snappy
+
+from s3fs_banyan.errors import Corrupt, UnsupportedVersion
+from s3fs_banyan.format.checksum import Bytes, xxh3
+from s3fs_banyan.model import CHUNK_BYTES_MAX, FRAME_BYTES
+
+CHUNK_MAGIC: Final = b"BYNC"
+CHUNK_VERSION: Final = 1
+CODEC_RAW: Final = 0
+CODEC_SNAPPY: Final = 1
+
+_HEAD = struct.Struct("<4sBBHQI")
+_FRAME = struct.Struct("<IBBHQ")
+_SUM = struct.Struct("<Q")
+FRAMES_MAX: Final = CHUNK_BYTES_MAX // FRAME_BYTES
+
+
+class Frame(NamedTuple):
+    """One row of a frame table; `offset` counts from the beginning of the stored chunk."""
+
+    offset: int
+    stored_length: int
+    raw_length: int
+    codec: int
+    checksum: int
+
+
+def header_bytes(frame_count: int) -> int:
+    """Return the length of the header of a chunk with so many frames."""
+    return _HEAD.size + frame_count * _FRAME.size + _SUM.size
+
+
+def frame_seed(chunk_id: int, index: int) -> int:
+    """Return the seed that binds a frame's checksum to its chunk and number."""
+    return (chunk_id * 31 + index) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def encode_chunk(chunk_id: int, data: Bytes) -> tuple[bytes, bytes]:
+    """Return (stored bytes, frame table) of a chunk. `data` is 1 byte to 1 MiB."""
+    if not 0 < len(data) <= CHUNK_BYTES_MAX:
+        raise ValueError(f"chunk of {len(data)} bytes")
+    table = bytearray()
+    bodies = []
+    view = memoryview(data)
+    for index, start in enumerate(range(0, len(data), FRAME_BYTES)):
+        raw = bytes(view[start : start + FRAME_BYTES])
+        packed = snappy.compress(raw)
+        codec = CODEC_SNAPPY
+        if len(packed) >= len(raw):
+            packed, codec = raw, CODEC_RAW
+        bodies.append(packed)
+        checksum = xxh3(packed, seed=frame_seed(chunk_id, index))
+        table += _FRAME.pack(len(packed), codec, 0, 0, checksum)
+    frame_table = bytes(table)
+    head = _HEAD.pack(CHUNK_MAGIC, CHUNK_VERSION, 0, len(bodies), chunk_id, len(data)) + frame_table
+    return b"".join((head, _SUM.pack(xxh3(head)), *bodies)), frame_table
+
+
+def decode_frame_table(chunk_id: int, length: int, table: bytes) -> list[Frame]:
+    """Return the frames of a chunk of `length` bytes from its frame table.
+
+    Raises `Corrupt` if the table cannot belong to a chunk of that length.
+    """
+    count = -(-length // FRAME_BYTES)
+    if len(table) != count * _FRAME.size or not 0 < count <= FRAMES_MAX:
+        raise Corrupt("frame table", f"of chunk {chunk_id}", f"{len(table)} bytes for {count} frames")
+    frames = []
+    offset = header_bytes(count)
+    left = length
+    for stored_length, codec, _, _, checksum in _FRAME.iter_unpack(table):
+        raw_length = min(FRAME_BYTES, left)
+        if stored_length > raw_length or stored_length == 0:
+            raise Corrupt("frame table", f"of chunk {chunk_id}", f"frame of {stored_length} bytes")
+        frames.append(Frame(offset, stored_length, raw_length, codec, checksum))
+        offset += stored_length
+        left -= raw_length
+    return frames
+
+
+def decode_frame(chunk_id: int, index: int, frame: Frame, stored: Bytes, key: str) -> bytes:
+    """Verify and decode one frame; `key` names the object for the error.
+
+    Raises `Corrupt`: not one byte is given that was not verified.
+    """
+    if len(stored) != frame.stored_length:
+        raise Corrupt("frame", key, f"chunk {chunk_id} frame {index} is {len(stored)} bytes short")
+    if xxh3(stored, seed=frame_seed(chunk_id, index)) != frame.checksum:
+        raise Corrupt("frame", key, f"checksum of chunk {chunk_id} frame {index} differs")
+    if frame.codec == CODEC_RAW:
+        raw = bytes(stored)
+    elif frame.codec == CODEC_SNAPPY:
+        try:
+            raw = snappy.uncompress(bytes(stored))
+        except Exception as error:  # noqa: BLE001  # the binding raises several unrelated classes
+            raise Corrupt("frame", key, f"chunk {chunk_id} frame {index}: {error}") from error
+    else:
+        raise UnsupportedVersion("frame codec", frame.codec, CODEC_SNAPPY)
+    if len(raw) != frame.raw_length:
+        raise Corrupt("frame", key, f"chunk {chunk_id} frame {index} decodes to {len(raw)} bytes")
+    return raw
+
+
+def decode_chunk_header(stored: Bytes, key: str) -> tuple[int, int, bytes]:
+    """Return (chunk id, length, frame table) of a stored chunk, verified.
+
+    Raises `Corrupt` or `UnsupportedVersion`. Used where the place is not at hand: `check`.
+    """
+    if len(stored) < _HEAD.size:
+        raise Corrupt("chunk", key, f"{len(stored)} bytes are too few for a header")
+    magic, version, flags, count, chunk_id, length = _HEAD.unpack_from(stored)
+    if magic != CHUNK_MAGIC:
+        raise Corrupt("chunk", key, "no chunk begins here")
+    if version != CHUNK_VERSION or flags:
+        raise UnsupportedVersion("chunk", version, CHUNK_VERSION)
+    end = _HEAD.size + count * _FRAME.size
+    if count > FRAMES_MAX or len(stored) < end + _SUM.size:
+        raise Corrupt("chunk", key, f"{count} frames do not fit")
+    head = bytes(stored[:end])
+    if xxh3(head) != _SUM.unpack_from(stored, end)[0]:
+        raise Corrupt("chunk", key, "header checksum differs")
+    return chunk_id, length, head[_HEAD.size :]

@@ -1,0 +1,82 @@
+"""Keys of a volume's objects: built and parsed here and nowhere else.
+
+Table: `docs/format/keys.md`. All keys are relative to the volume's prefix.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+VOLUME: Final = "volume.json"
+WRITER: Final = "writer"
+LOG_PREFIX: Final = "log/"
+PACK_PREFIX: Final = "pack/"
+CHECKPOINT_PREFIX: Final = "checkpoint/"
+CHECKPOINT_PIECE_PREFIX: Final = "checkpoint/piece/"
+PROBE_PREFIX: Final = "probe/"
+
+_SEQ_DIGITS: Final = 20
+_HASH_DIGITS: Final = 16
+
+
+def log_key(seq: int) -> str:
+    """Return the key of the commit `seq`."""
+    return f"{LOG_PREFIX}{seq:020d}"
+
+
+def log_delta_key(seq: int, content_hash: str) -> str:
+    """Return the key of a delta too large to lie inside its commit."""
+    return f"{LOG_PREFIX}{seq:020d}/delta-{content_hash[:_HASH_DIGITS]}"
+
+
+def parse_log_key(key: str) -> int | None:
+    """Return the commit number of a `log/<seq>` key, None for any other key."""
+    digits = key.removeprefix(LOG_PREFIX)
+    if digits == key or len(digits) != _SEQ_DIGITS or not digits.isdecimal():
+        return None
+    return int(digits)
+
+
+def parse_log_delta_key(key: str) -> int | None:
+    """Return the commit number of a `log/<seq>/delta-<hash>` key, None for any other key."""
+    head, slash, tail = key.removeprefix(LOG_PREFIX).partition("/")
+    if not slash or not tail.startswith("delta-") or len(head) != _SEQ_DIGITS:
+        return None
+    return int(head) if head.isdecimal() else None
+
+
+def pack_key(epoch: int, pack_id: int, content_hash: str) -> str:
+    """Return the key of a pack; the hash keeps two writers from sharing one name."""
+    return f"{PACK_PREFIX}{epoch}/{pack_id:016x}-{content_hash[:_HASH_DIGITS]}"
+
+
+def parse_pack_key(key: str) -> tuple[int, int] | None:
+    """Return (epoch, pack id) of a pack key, None for any other key."""
+    parts = key.removeprefix(PACK_PREFIX).split("/")
+    if key == parts[0] or len(parts) != 2 or not parts[0].isdecimal():  # noqa: PLR2004
+        return None
+    pack_id, dash, content_hash = parts[1].partition("-")
+    if not dash or len(content_hash) != _HASH_DIGITS:
+        return None
+    try:
+        return int(parts[0]), int(pack_id, 16)
+    except ValueError:
+        return None
+
+
+def checkpoint_key(seq: int) -> str:
+    """Return the key of the manifest of the checkpoint as of commit `seq`."""
+    return f"{CHECKPOINT_PREFIX}{seq:020d}"
+
+
+def parse_checkpoint_key(key: str) -> int | None:
+    """Return the commit number of a checkpoint manifest's key, None for any other key."""
+    digits = key.removeprefix(CHECKPOINT_PREFIX)
+    if digits == key or len(digits) != _SEQ_DIGITS or not digits.isdecimal():
+        return None
+    return int(digits)
+
+
+def checkpoint_piece_key(content_hash: str) -> str:
+    """Return the key of a checkpoint piece, named by the SHA-256 of its stored bytes."""
+    return f"{CHECKPOINT_PIECE_PREFIX}{content_hash}"

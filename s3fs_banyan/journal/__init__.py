@@ -1,0 +1,1 @@
+"""The one local log of operations: segments, append, group sync, replay."""

@@ -1,0 +1,454 @@
+"""The journal: append, group sync, recycled segments. Rules: architecture, section 5.
+
+    call:    wait for room -> check -> append -> apply          (no schedule point between)
+    barrier: sync every segment written since the last barrier, oldest first; share it
+    failed:  never sync that segment again; rewrite what was not synced to a fresh one
+    recycle: only behind the cut of a published commit that committed.db holds, synced
+
+It owns the sequence numbers of operations and the chain of checksums. It does not know what an
+operation means. All methods belong to the event loop; only the syncs and the preparation of new
+segments run in threads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import trio
+
+from s3fs_banyan.errors import Corrupt
+from s3fs_banyan.format.checksum import Bytes
+from s3fs_banyan.format.record import (
+    SEGMENT_HEADER_BYTES,
+    WRITE_DATA_OFFSET,
+    SegmentHeader,
+    data_verifies,
+    encode_record,
+    encode_segment_header,
+    peek_record,
+)
+from s3fs_banyan.journal.disk import Disk, DiskFile
+from s3fs_banyan.journal.replay import FoundSegment
+from s3fs_banyan.model import Operation
+from s3fs_banyan.runtime import Runtime
+
+_FILL_BYTES = 1 << 20
+_INLINE_SYNC_BYTES_MAX = 256 * 1024
+_INLINE_SYNC_NS_MAX = 700_000
+_UNSYNCED_BYTES_MAX = 64 << 20
+
+
+class JournalObserver(Protocol):
+    """What a metric may want to know."""
+
+    def journal_synced(self, seconds: float, byte_count: int) -> None: ...
+
+    def journal_sync_failed(self, path: Path) -> None: ...
+
+
+class Appended(NamedTuple):
+    """Where a record went."""
+
+    op_seq: int
+    segment: int
+    position: int
+
+
+class PieceGone(Exception):  # noqa: N818  # no error: the segment was recycled, the place is known
+    """The segment was recycled: the bytes are sealed and placed by now."""
+
+
+@dataclass(slots=True, eq=False)
+class Segment:
+    """One segment in use."""
+
+    path: Path
+    file: DiskFile
+    number: int
+    end: int
+    last_op_seq: int
+    bad: bool = False
+
+
+class _Unsynced(NamedTuple):
+    op_seq: int
+    chain_before: int
+    head: bytes
+    data: Bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalSettings:
+    """Sizes in bytes, times in seconds."""
+
+    segment_bytes: int = 64 << 20
+    sync_bytes: int = 4 << 20
+    sync_interval_s: float = 1.0
+    spares: int = 4
+    spares_max: int = 16
+    free_bytes_min: int = 256 << 20
+    """Local disk space that new segments leave alone."""
+
+
+class Journal:
+    """The one local log. Made by `commit/recovery.py` from what a replay found."""
+
+    def __init__(
+        self,
+        *,
+        disk: Disk,
+        directory: Path,
+        settings: JournalSettings,
+        runtime: Runtime,
+        volume_id: bytes,
+        observer: JournalObserver,
+    ) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._settings = settings
+        self._runtime = runtime
+        self._volume_id = volume_id
+        self._observer = observer
+        self.on_moved: Callable[[Sequence[Appended]], None] = _ignore_moves
+        """Told where records went whose segment could not be synced."""
+        self.last_seq = 0
+        self.synced_seq = 0
+        self.chain = 0
+        self._number = 0
+        self._slot = 0
+        self._segments: dict[int, Segment] = {}
+        self._current: Segment | None = None
+        self._spares: deque[tuple[Path, DiskFile]] = deque()
+        self._dirty: list[Segment] = []
+        self._unsynced: deque[_Unsynced] = deque()
+        self._unsynced_bytes = 0
+        self._sync_ns = float(_INLINE_SYNC_NS_MAX // 2)
+        self._sync_running: trio.Event | None = None
+        self._sync_wanted = trio.Event()
+        self._spare_wanted = trio.Event()
+        self._changed = trio.Event()
+        self._stuck = False
+        self.backlog_bytes = 0
+        """Bytes of records in segments that no commit has freed yet."""
+        self.disk_full = False
+        """No new segment can be made: other files fill the local disk."""
+
+    # --- start ---------------------------------------------------------------------------
+
+    def adopt(self, found: Sequence[FoundSegment], used: Sequence[FoundSegment]) -> None:
+        """Take over the files of an earlier life: those in use are kept, others are spare."""
+        in_use = {segment.path for segment in used}
+        for segment in found:
+            name = segment.path.name.removeprefix("segment-")
+            self._slot = max(self._slot, int(name) if name.isdecimal() else 0)
+            if segment.header is not None:
+                self._number = max(self._number, segment.header.number)
+            file = self._disk.open(segment.path)
+            if segment.path in in_use and segment.header is not None:
+                kept = Segment(
+                    segment.path, file, segment.header.number, segment.end, segment.last_op_seq
+                )
+                self._segments[kept.number] = kept
+                self.backlog_bytes += kept.end - SEGMENT_HEADER_BYTES
+                self._dirty.append(kept)
+            elif file.size() == self._settings.segment_bytes:
+                self._spares.append((segment.path, file))
+            else:
+                file.close()
+                self._disk.unlink(segment.path)
+
+    def begin(self, op_seq: int, chain: int) -> None:
+        """Continue after operation `op_seq` in a fresh segment; blocks to sync what was replayed.
+
+        The bytes of replayed segments may never have been synced by the life that wrote them,
+        and no copy of them is in RAM. Raises `OSError` if they cannot be.
+        """
+        _datasync_all([segment.file for segment in self._dirty])
+        self._dirty = []
+        self.last_seq, self.chain, self.synced_seq = op_seq, chain, op_seq
+        if not self._spares:
+            self._spares.append(self._make_segment())
+        self._roll(op_seq + 1, chain)
+
+    # --- append --------------------------------------------------------------------------
+
+    def has_room(self, byte_count: int, *, use_reserve: bool = False) -> bool:
+        """Tell whether a record with so many bytes of data can be appended now.
+
+        `use_reserve`: for operations that free space, and the committer's own.
+        """
+        current = self._current
+        if current is None or self._stuck or self._unsynced_bytes > _UNSYNCED_BYTES_MAX:
+            return False
+        if current.end + byte_count + 4096 <= self._settings.segment_bytes:
+            return True
+        return len(self._spares) > (0 if use_reserve else 1)
+
+    async def wait_changed(self) -> None:
+        """Wait until room, syncs or spares may have changed. Safe to cancel."""
+        await self._changed.wait()
+
+    def append(self, op: Operation, tid: int = 0) -> Appended:
+        """Write one operation; not synced. The caller made sure that there is room.
+
+        Raises `OSError` if the local disk refuses; then nothing was appended.
+        """
+        current = self._current
+        if current is None:
+            raise AssertionError("the journal is not open")
+        op_seq = self.last_seq + 1
+        head, data, checksum = encode_record(op, op_seq, tid, self.synced_seq, self.chain)
+        size = len(head) + len(data)
+        if current.end + size > self._settings.segment_bytes:
+            current = self._roll(op_seq, self.chain)
+        position = current.end
+        current.file.pwritev((head, data), position)
+        current.end = position + size
+        current.last_op_seq = op_seq
+        self.backlog_bytes += size
+        if not self._dirty or self._dirty[-1] is not current:
+            self._dirty.append(current)
+        self._unsynced.append(_Unsynced(op_seq, self.chain, head, data))
+        self._unsynced_bytes += size
+        if self._unsynced_bytes >= self._settings.sync_bytes:
+            self._sync_wanted.set()
+        self.last_seq, self.chain = op_seq, checksum
+        return Appended(op_seq, current.number, position)
+
+    def _roll(self, first_op_seq: int, chain: int) -> Segment:
+        """Begin a segment in a spare file."""
+        if not self._spares:
+            raise OSError("the journal has no free segment; the caller must wait for room")
+        path, file = self._spares.popleft()
+        self._spare_wanted.set()
+        self._number += 1
+        header = SegmentHeader(
+            self._number, first_op_seq, chain, self.synced_seq, self._volume_id
+        )
+        file.pwritev((encode_segment_header(header),), 0)
+        segment = Segment(path, file, self._number, SEGMENT_HEADER_BYTES, first_op_seq - 1)
+        self._segments[segment.number] = segment
+        self._current = segment
+        self._dirty.append(segment)
+        return segment
+
+    # --- sync ----------------------------------------------------------------------------
+
+    async def wait_synced(self, op_seq: int) -> None:
+        """Wait until every operation up to `op_seq` is on the disk. Shared by all who wait.
+
+        Safe to cancel: a sync under way is finished all the same.
+        """
+        while self.synced_seq < op_seq:
+            if self._sync_running is not None:
+                await self._sync_running.wait()
+            else:
+                await self._sync()
+
+    async def _sync(self) -> None:
+        target, batch, byte_count = self.last_seq, self._dirty, self._unsynced_bytes
+        self._dirty = []
+        files = [segment.file for segment in batch]
+        inline = byte_count <= _INLINE_SYNC_BYTES_MAX and self._sync_ns < _INLINE_SYNC_NS_MAX
+        begin_ns = self._runtime.monotonic_ns()
+        try:
+            if inline:
+                _datasync_all(files)
+            else:
+                done = self._sync_running = trio.Event()
+                try:
+                    with trio.CancelScope(shield=True):
+                        await self._runtime.in_thread(_datasync_all, files, pool="fsync")
+                finally:
+                    self._sync_running = None
+                    done.set()
+        except OSError:
+            await self._rewrite_unsynced(batch)
+            return
+        spent_ns = self._runtime.monotonic_ns() - begin_ns
+        if byte_count <= _INLINE_SYNC_BYTES_MAX:
+            self._sync_ns += (spent_ns - self._sync_ns) / 16
+        self._observer.journal_synced(spent_ns / 1e9, byte_count)
+        self._note_synced(target)
+
+    def _note_synced(self, target: int) -> None:
+        self.synced_seq = max(self.synced_seq, target)
+        unsynced = self._unsynced
+        while unsynced and unsynced[0].op_seq <= target:
+            gone = unsynced.popleft()
+            self._unsynced_bytes -= len(gone.head) + len(gone.data)
+        self._notify()
+
+    async def _rewrite_unsynced(self, batch: Sequence[Segment]) -> None:
+        """After a failed sync: the kernel has dropped the error and calls the pages clean.
+
+        So the segments are never trusted again; what was not synced goes to a fresh one.
+        """
+        self._stuck = True
+        try:
+            with trio.CancelScope(shield=True):
+                for segment in batch:
+                    segment.bad = True
+                    self._observer.journal_sync_failed(segment.path)
+                while not self._spares:
+                    self._spare_wanted.set()
+                    await self._changed.wait()
+                self._copy_unsynced()
+        finally:
+            self._stuck = False
+        self._notify()
+
+    def _copy_unsynced(self) -> None:
+        if not self._unsynced:
+            self._roll(self.last_seq + 1, self.chain)
+            return
+        first = self._unsynced[0]
+        segment = self._roll(first.op_seq, first.chain_before)
+        moved = []
+        for record in self._unsynced:
+            size = len(record.head) + len(record.data)
+            if segment.end + size > self._settings.segment_bytes:
+                segment = self._roll(record.op_seq, record.chain_before)
+            segment.file.pwritev((record.head, record.data), segment.end)
+            moved.append(Appended(record.op_seq, segment.number, segment.end))
+            segment.end += size
+            segment.last_op_seq = record.op_seq
+            self.backlog_bytes += size
+        self.on_moved(moved)
+
+    # --- services ------------------------------------------------------------------------
+
+    async def run_syncer(self) -> None:
+        """Sync in the background every few MiB or every second; ends only by cancellation."""
+        while True:
+            with trio.move_on_after(self._settings.sync_interval_s):
+                await self._sync_wanted.wait()
+            self._sync_wanted = trio.Event()
+            if self.synced_seq < self.last_seq:
+                await self.wait_synced(self.last_seq)
+            else:
+                await trio.lowlevel.checkpoint()
+
+    async def run_preparer(self) -> None:
+        """Keep filled spare segments ready; ends only by cancellation."""
+        while True:
+            while len(self._spares) < self._settings.spares:
+                free = self._disk.free_bytes(self._directory)
+                if free < self._settings.segment_bytes + self._settings.free_bytes_min:
+                    self.disk_full = True
+                    self._notify()
+                    break
+                try:
+                    with trio.CancelScope(shield=True):
+                        spare = await self._runtime.in_thread(self._make_segment)
+                except OSError:
+                    self.disk_full = True
+                    self._notify()
+                    break
+                self.disk_full = False
+                self._spares.append(spare)
+                self._notify()
+            self._spare_wanted = trio.Event()
+            with trio.move_on_after(1.0 if self.disk_full else 60.0):
+                await self._spare_wanted.wait()
+
+    def _make_segment(self) -> tuple[Path, DiskFile]:
+        """Fill a file with bytes and sync it with its directory: its blocks never move again."""
+        self._slot += 1
+        path = self._directory / f"segment-{self._slot:06d}"
+        file = self._disk.open(path, create=True)
+        try:
+            block = bytes(min(_FILL_BYTES, self._settings.segment_bytes))
+            for position in range(0, self._settings.segment_bytes, len(block)):
+                file.pwritev((block[: self._settings.segment_bytes - position],), position)
+            file.datasync()
+            self._disk.sync_directory(self._directory)
+        except OSError:
+            file.close()
+            self._disk.unlink(path)
+            raise
+        return path, file
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    # --- reading and recycling -----------------------------------------------------------
+
+    def has_segment(self, number: int) -> bool:
+        """Tell whether a piece in that segment can still be read."""
+        return number in self._segments
+
+    def segment_files(self) -> dict[int, str]:
+        """Return number -> path of the segments in use, for the worker that seals from them."""
+        return {number: str(segment.path) for number, segment in self._segments.items()}
+
+    def read_write_data(self, number: int, position: int, op_seq: int) -> bytes:
+        """Return the verified data of the WRITE record there; blocks for one local read.
+
+        Raises `PieceGone` if the segment was recycled, `Corrupt` if the bytes rotted.
+        """
+        segment = self._segments.get(number)
+        if segment is None:
+            raise PieceGone
+        return read_write_record(segment.file, segment.path, position, op_seq)
+
+    def recycle(self, cut_op_seq: int) -> None:
+        """Free the segments whose last record a published, applied and synced cut covers."""
+        for segment in [*self._segments.values()]:
+            if segment is self._current or segment.last_op_seq > cut_op_seq:
+                continue
+            if segment in self._dirty or (segment.bad and self._sync_running is not None):
+                continue
+            del self._segments[segment.number]
+            self.backlog_bytes -= segment.end - SEGMENT_HEADER_BYTES
+            if segment.bad or len(self._spares) >= self._settings.spares_max:
+                segment.file.close()
+                self._disk.unlink(segment.path)
+            else:
+                self._spares.append((segment.path, segment.file))
+        self._notify()
+
+    @property
+    def segment_counts(self) -> tuple[int, int]:
+        """(in use, spare)."""
+        return len(self._segments), len(self._spares)
+
+    def segment_paths(self) -> list[Path]:
+        """Return the files in use, for setting them aside."""
+        return [segment.path for segment in self._segments.values()]
+
+    def close(self) -> None:
+        """Close the files; nothing is synced here."""
+        for segment in self._segments.values():
+            segment.file.close()
+        for _, file in self._spares:
+            file.close()
+        self._segments.clear()
+        self._spares.clear()
+        self._current = None
+
+
+def read_write_record(file: DiskFile, path: Path, position: int, op_seq: int) -> bytes:
+    """Return the verified data of the WRITE record at `position`; raises `Corrupt`."""
+    raw = file.pread(WRITE_DATA_OFFSET, position)
+    head = peek_record(raw, 0)
+    if head is None or head.op_seq != op_seq:
+        raise Corrupt("journal record", str(path), f"operation {op_seq} is not at {position}")
+    raw += file.pread(head.data_length, position + WRITE_DATA_OFFSET)
+    if not data_verifies(raw, 0, head):
+        raise Corrupt("journal record", str(path), f"checksum of operation {op_seq} differs")
+    return raw[WRITE_DATA_OFFSET:]
+
+
+def _datasync_all(files: Sequence[DiskFile]) -> None:
+    for file in files:
+        file.datasync()
+
+
+def _ignore_moves(_moved: Sequence[Appended]) -> None:
+    """Nothing holds positions yet."""

@@ -1,0 +1,408 @@
+"""committed.db: row for row what the store holds at `seq`, and where every sealed chunk lies.
+
+It is the base of recovery, the source of checkpoints, and the whole of a follower. Written once
+a commit, synced. Applying a commit twice is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import apsw
+
+from s3fs_banyan.errors import Corrupt
+from s3fs_banyan.format.commit import NO_DIGEST, CommitFooter
+from s3fs_banyan.format.volume import VolumeDescriptor
+from s3fs_banyan.meta.database import (
+    attach,
+    check_foreign,
+    delta_tables,
+    make_genesis,
+    open_database,
+    open_scratch,
+    run_script,
+)
+from s3fs_banyan.meta.tables import STATE_COLUMNS, STATE_KEYS, committed_sql, schema_sql
+from s3fs_banyan.model import Place
+
+PLACEMENT_TABLES = ("pack", "place")
+COMMITTED_LEVEL = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """Which commit committed.db stands at, and where its cut lies in the journal."""
+
+    volume_id: str
+    seq: int
+    digest: bytes
+    epoch: int
+    op_seq: int
+    """Operation number of the last real cut."""
+    chain: int
+    """Journal checksum at that cut."""
+    time_ns: int
+    dense_from: int
+    kept: tuple[int, ...]
+    fence_chain: int
+    """Journal checksum of the newest fence's epoch record: whose volume this is."""
+
+
+class PackRow(NamedTuple):
+    """A row of the pack table."""
+
+    id: int
+    key: str
+    storage_class: str
+    size: int
+    live_bytes: int
+    first_seq: int
+    dead_seq: int | None
+
+
+class PlacementRow(NamedTuple):
+    """Where a chunk was put by a commit."""
+
+    chunk: int
+    pack: int
+    offset: int
+    stored_length: int
+    frames: bytes
+
+
+def write_placements(
+    path: Path, packs: list[tuple[int, str, str, int]], places: list[PlacementRow]
+) -> None:
+    """Write the placements section of a commit as a SQLite database."""
+    connection = open_scratch(path)
+    try:
+        run_script(
+            connection,
+            "BEGIN; CREATE TABLE pack (id INTEGER PRIMARY KEY, key, class, size);"
+            "CREATE TABLE place (chunk INTEGER PRIMARY KEY, pack, offset, stored_length, frames);",
+        )
+        connection.executemany("INSERT INTO pack VALUES (?, ?, ?, ?)", packs)
+        connection.executemany("INSERT INTO place VALUES (?, ?, ?, ?, ?)", places)
+        run_script(connection, "COMMIT")
+    finally:
+        connection.close()
+
+
+class CommittedView:
+    """Queries over packs and places; one connection, one thread."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._run = connection.cursor().execute
+
+    def packs(self) -> list[PackRow]:
+        """Return all rows of the pack table."""
+        return [PackRow(*row) for row in self._run("SELECT * FROM pack ORDER BY id").fetchall()]
+
+    def living_chunks(self, pack: int) -> list[tuple[int, int, int, str, int, int]]:
+        """Return (chunk, length, pack, key, offset, stored length) of what lives in a pack."""
+        return self._run(
+            "SELECT c.id, c.length, p.pack, k.key, p.offset, p.stored_length FROM place p"
+            " JOIN pack k ON k.id = p.pack JOIN chunk c ON c.id = p.chunk WHERE p.pack = ?",
+            (pack,),
+        ).fetchall()
+
+    def all_chunks(self) -> Iterator[tuple[int, int, str | None, int, int, bytes]]:
+        """Give (chunk, length, key, offset, stored length, frames) by object; key None: no place."""
+        yield from self._run(
+            "SELECT c.id, c.length, k.key, p.offset, p.stored_length, p.frames"
+            " FROM chunk c LEFT JOIN place p ON p.chunk = c.id LEFT JOIN pack k ON k.id = p.pack"
+            " ORDER BY k.key, p.offset"
+        )
+
+
+class Committed:
+    """The open committed.db: one connection that reads on the event loop, one that applies."""
+
+    def __init__(self, path: Path, *, vfs: str | None, writer: apsw.Connection) -> None:
+        self.path = path
+        self.vfs = vfs
+        self._writer = writer
+        self._reader: apsw.Connection | None = None
+        self.head = _read_head(writer)
+
+    # --- places (event loop) -------------------------------------------------------------
+
+    def place(self, chunk: int) -> Place | None:
+        """Return where a sealed chunk lies, or None."""
+        rows = (
+            self._read()
+            .execute(
+                "SELECT k.key, p.offset, p.stored_length, p.frames FROM place p"
+                " JOIN pack k ON k.id = p.pack WHERE p.chunk = ?",
+                (chunk,),
+            )
+            .fetchall()
+        )
+        if not rows:
+            return None
+        key, offset, stored_length, frames = rows[0]
+        return Place(key=key, offset=offset, stored_length=stored_length, frames=frames)
+
+    def object_size(self, key: str) -> int | None:
+        """Return the size of the pack or commit under `key`, if chunks in it are alive."""
+        rows = self._read().execute("SELECT size FROM pack WHERE key = ?", (key,)).fetchall()
+        return rows[0][0] if rows else None
+
+    def _read(self) -> apsw.Connection:
+        if self._reader is None:
+            self._reader = open_database(
+                self.path, vfs=self.vfs, durable=True, cache_kib=16_384, read_only=True
+            )
+        return self._reader
+
+    # --- applying (a thread) -------------------------------------------------------------
+
+    def apply_commit(
+        self, delta: Path | None, placements: Path | None, footer: CommitFooter, digest: bytes
+    ) -> Head:
+        """Apply a commit in one synced transaction and return the new head.
+
+        A fence (no delta) moves seq and epoch only. Files were checked before (`check_commit`).
+        """
+        connection = self._writer
+        if delta is not None:
+            attach(connection, delta, "delta")
+        if placements is not None:
+            attach(connection, placements, "placed")
+        try:
+            connection.execute("BEGIN IMMEDIATE").fetchall()
+            try:
+                self._write_head(footer, digest)
+                if delta is not None:
+                    self._apply_rows()
+                if placements is not None:
+                    self._apply_placements(footer.seq)
+                connection.execute("COMMIT").fetchall()
+            except BaseException:
+                connection.execute("ROLLBACK").fetchall()
+                raise
+        finally:
+            for schema, path in (("delta", delta), ("placed", placements)):
+                if path is not None:
+                    connection.execute(f"DETACH {schema}").fetchall()
+        return _read_head(connection)
+
+    def _write_head(self, footer: CommitFooter, digest: bytes) -> None:
+        values: dict[str, object] = {
+            "seq": footer.seq,
+            "digest": digest,
+            "epoch": footer.epoch,
+            "time_ns": footer.time_ns,
+            "dense_from": footer.dense_from,
+            "kept": ",".join(str(seq) for seq in footer.kept),
+        }
+        if footer.is_fence:
+            values["fence_chain"] = str(footer.chain)
+        else:
+            values |= {"op_seq": footer.op_seq, "chain": str(footer.chain)}
+        for name, value in values.items():
+            self._writer.execute(
+                "INSERT INTO head VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2",
+                (name, value),  # type: ignore[arg-type]  # int, str and bytes only
+            ).fetchall()
+
+    def _apply_rows(self) -> None:
+        for table, columns in STATE_COLUMNS.items():
+            keys = STATE_KEYS[table]
+            listed = ", ".join(keys)
+            self._writer.execute(
+                f"DELETE FROM main.{table} WHERE ({listed}) IN (SELECT {listed} FROM delta.dead_{table})"
+            ).fetchall()
+        for table, columns in STATE_COLUMNS.items():
+            keys = STATE_KEYS[table]
+            rest = [column for column in columns if column not in keys]
+            names = ", ".join(columns)
+            changes = ", ".join(f"{column} = excluded.{column}" for column in rest)
+            self._writer.execute(
+                f"INSERT INTO main.{table} ({names}) SELECT {names} FROM delta.{table} WHERE true"
+                f" ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {changes}"
+            ).fetchall()
+
+    def _apply_placements(self, seq: int) -> None:
+        self._writer.execute(
+            "INSERT INTO main.pack SELECT p.id, p.key, p.class, p.size, 0, ?1, NULL FROM placed.pack p"
+            " WHERE NOT EXISTS (SELECT 1 FROM main.pack q WHERE q.id = p.id)",
+            (seq,),
+        ).fetchall()
+        self._writer.execute(
+            "INSERT INTO main.place SELECT p.chunk, p.pack, p.offset, p.stored_length, p.frames"
+            " FROM placed.place p WHERE p.chunk IN (SELECT id FROM main.chunk)"
+            " ON CONFLICT (chunk) DO UPDATE SET pack = excluded.pack, offset = excluded.offset,"
+            " stored_length = excluded.stored_length, frames = excluded.frames"
+        ).fetchall()
+        self._writer.execute(
+            "UPDATE main.pack SET dead_seq = ?1 WHERE first_seq = ?1 AND live_bytes = 0", (seq,)
+        ).fetchall()
+
+    def reread_head(self) -> Head:
+        """Return the head as stored, after a commit was applied in a thread."""
+        self.head = _read_head(self._read())
+        return self.head
+
+    # --- for reclaim, compaction, checks, checkpoints ------------------------------------
+
+    @contextmanager
+    def view(self) -> Iterator[CommittedView]:
+        """Open a reading connection of one's own, for a thread."""
+        connection = open_database(
+            self.path, vfs=self.vfs, durable=True, cache_kib=2048, read_only=True
+        )
+        try:
+            yield CommittedView(connection)
+        finally:
+            connection.close()
+
+    def forget_packs(self, ids: list[int]) -> None:
+        """Drop the rows of packs whose objects were deleted."""
+        self._writer.execute("BEGIN IMMEDIATE").fetchall()
+        self._writer.executemany(
+            "DELETE FROM pack WHERE id = ? AND live_bytes = 0", [(pack,) for pack in ids]
+        )
+        self._writer.execute("COMMIT").fetchall()
+
+    def reader(self) -> apsw.Connection:
+        """Return the reading connection, for queries of the state itself."""
+        return self._read()
+
+    def copy_to(self, path: Path) -> None:
+        """Write a plain copy of the database, page for page; for a thread."""
+        source = open_database(self.path, vfs=self.vfs, durable=True, read_only=True, cache_kib=2048)
+        target = open_scratch(path)
+        try:
+            with target.backup("main", source, "main") as backup:
+                while not backup.done:
+                    backup.step(1024)
+            # A checkpoint is one file: a WAL header would ask for a second one.
+            target.execute("PRAGMA journal_mode = DELETE").fetchall()
+        finally:
+            target.close()
+            source.close()
+
+    def writer(self) -> apsw.Connection:
+        """Return the writing connection, as the base of a fresh live.db."""
+        return self._writer
+
+    def close(self) -> None:
+        """Close both connections."""
+        if self._reader is not None:
+            self._reader.close()
+        self._writer.close()
+
+
+def _read_head(connection: apsw.Connection) -> Head:
+    values = dict(connection.execute("SELECT name, value FROM head").fetchall())
+    if values["level"] != COMMITTED_LEVEL:
+        raise KeyError("committed.db of another release")
+    return Head(
+        volume_id=values["volume_id"],
+        seq=values["seq"],
+        digest=values["digest"],
+        epoch=values["epoch"],
+        op_seq=values["op_seq"],
+        chain=int(values["chain"]),
+        time_ns=values["time_ns"],
+        dense_from=values["dense_from"],
+        kept=tuple(int(seq) for seq in values["kept"].split(",") if seq),
+        fence_chain=int(values["fence_chain"]),
+    )
+
+
+def open_committed(path: Path, *, vfs: str | None, volume_id: str) -> Committed:
+    """Open an existing committed.db.
+
+    Raises `Corrupt` if it is in doubt: recovery then makes it from the store.
+    """
+    try:
+        writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
+        try:
+            committed = Committed(path, vfs=vfs, writer=writer)
+        except BaseException:
+            writer.close()
+            raise
+    except (apsw.Error, KeyError, ValueError, AttributeError) as error:
+        raise Corrupt("database", str(path), str(error)) from error
+    if committed.head.volume_id != volume_id:
+        committed.close()
+        raise Corrupt("database", str(path), "it belongs to another volume")
+    return committed
+
+
+def create_committed(path: Path, *, vfs: str | None, volume: VolumeDescriptor) -> Committed:
+    """Make committed.db of a new volume, before its first commit (seq 0)."""
+    writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
+    writer.execute("BEGIN IMMEDIATE").fetchall()
+    make_genesis(writer, volume)
+    run_script(writer, committed_sql())
+    values: dict[str, object] = {
+        "level": COMMITTED_LEVEL,
+        "volume_id": volume.volume_id,
+        "seq": 0,
+        "digest": NO_DIGEST,
+        "epoch": 0,
+        "op_seq": 0,
+        "chain": "0",
+        "fence_chain": "0",
+        "time_ns": volume.created_ns,
+        "dense_from": 0,
+        "kept": "",
+    }
+    writer.executemany("INSERT INTO head VALUES (?, ?)", list(values.items()))  # type: ignore[arg-type]
+    writer.execute("COMMIT").fetchall()
+    return Committed(path, vfs=vfs, writer=writer)
+
+
+def restore_committed(path: Path, source: Path, *, vfs: str | None, volume_id: str, key: str) -> Committed:
+    """Make committed.db from a checkpoint's database file.
+
+    Raises `Corrupt` naming `key` unless the file is sound and holds exactly our schema.
+    """
+    _check_checkpoint(source, key)
+    plain = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READONLY)
+    writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
+    try:
+        with writer.backup("main", plain, "main") as backup:
+            while not backup.done:
+                backup.step(1024)
+    finally:
+        plain.close()
+        writer.close()
+    return open_committed(path, vfs=vfs, volume_id=volume_id)
+
+
+def _check_checkpoint(source: Path, key: str) -> None:
+    """Compare the schema of a database from the store, statement by statement, with ours."""
+    ours = apsw.Connection(":memory:")
+    run_script(ours, schema_sql() + committed_sql())
+    query = "SELECT type, name, sql FROM sqlite_master ORDER BY type, name"
+    try:
+        theirs = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            theirs.execute("PRAGMA trusted_schema = OFF").fetchall()
+            if theirs.execute(query).fetchall() != ours.execute(query).fetchall():
+                raise Corrupt("checkpoint", key, "its tables are not those of this release")
+            verdict = theirs.execute("PRAGMA integrity_check(1)").fetchall()
+            if verdict != [("ok",)]:
+                raise Corrupt("checkpoint", key, f"integrity check: {verdict[0][0]}")
+        finally:
+            theirs.close()
+    except apsw.Error as error:
+        raise Corrupt("checkpoint", key, str(error)) from error
+    finally:
+        ours.close()
+
+
+def check_commit(delta: Path | None, placements: Path | None, key: str) -> None:
+    """Refuse the databases of a commit from the store unless they are sound and ours."""
+    if delta is not None:
+        check_foreign(delta, key, delta_tables())
+    if placements is not None:
+        check_foreign(placements, key, PLACEMENT_TABLES)

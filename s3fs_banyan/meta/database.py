@@ -1,0 +1,128 @@
+"""Opening SQLite the way each database here needs it, and what they share.
+
+apsw's `execute` is lazy: a string of several statements stops at the first row until the cursor
+is drained. `run_script` drains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import apsw
+
+from s3fs_banyan.errors import Corrupt
+from s3fs_banyan.format.volume import VolumeDescriptor
+from s3fs_banyan.meta.tables import COUNTERS, STATE_COLUMNS, schema_sql
+from s3fs_banyan.model import ROOT_INO, first_chunk_of, Epoch
+
+S_IFDIR = 0o040000
+BUSY_MS = 20_000
+
+
+def open_database(
+    path: Path, *, vfs: str | None = None, durable: bool, cache_kib: int = 16_384, read_only: bool = False
+) -> apsw.Connection:
+    """Open a database; `durable` ones survive a power cut at every commit.
+
+    A durable database under a VFS of its own (the simulation's) uses a rollback journal, since
+    such a VFS has no shared memory; all others use a WAL, so that readers never wait.
+    """
+    flags = apsw.SQLITE_OPEN_URI
+    flags |= apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+    connection = apsw.Connection(str(path), flags=flags, vfs=vfs)
+    connection.set_busy_timeout(BUSY_MS)
+    mode = "WAL" if vfs is None else "DELETE"
+    pragmas = [
+        "PRAGMA trusted_schema = OFF",
+        f"PRAGMA cache_size = -{cache_kib}",
+        "PRAGMA temp_store = MEMORY",
+        f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}",
+    ]
+    if not read_only:
+        pragmas.insert(0, f"PRAGMA journal_mode = {mode}")
+    for pragma in pragmas:
+        connection.execute(pragma).fetchall()
+    if not durable:
+        connection.execute("PRAGMA wal_autocheckpoint = 0").fetchall()
+    return connection
+
+
+def open_scratch(path: Path) -> apsw.Connection:
+    """Open a database that is made, read once and thrown away."""
+    flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_URI
+    connection = apsw.Connection(str(path), flags=flags)
+    run_script(connection, "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")
+    return connection
+
+
+def run_script(connection: apsw.Connection, sql: str) -> None:
+    """Run all statements of a string."""
+    for _ in connection.execute(sql):
+        pass
+
+
+def attach(connection: apsw.Connection, path: Path, schema: str, *, vfs: str | None = None) -> None:
+    """Attach a database file under a schema name."""
+    name = f"file:{path}" + (f"?vfs={vfs}" if vfs else "")
+    connection.execute(f"ATTACH ? AS {schema}", (name,)).fetchall()
+
+
+def attach_scratch(connection: apsw.Connection, path: Path, schema: str) -> None:
+    """Attach a database to be made, without journal or sync."""
+    attach(connection, path, schema)
+    run_script(
+        connection, f"PRAGMA {schema}.journal_mode = OFF; PRAGMA {schema}.synchronous = OFF"
+    )
+
+
+def make_genesis(connection: apsw.Connection, volume: VolumeDescriptor) -> None:
+    """Fill an empty database with the state of a new volume: a root directory, the counters."""
+    run_script(connection, schema_sql())
+    created = volume.created_ns
+    connection.execute(
+        "INSERT INTO inode VALUES (?, ?, 2, ?, ?, 0, 0, ?, ?, ?)",
+        (
+            ROOT_INO,
+            S_IFDIR | volume.root_mode,
+            volume.root_uid,
+            volume.root_gid,
+            created,
+            created,
+            created,
+        ),
+    ).fetchall()
+    first_chunk = int(first_chunk_of(Epoch(0)))
+    values = {"epoch": 0, "next_ino": ROOT_INO + 1, "next_chunk": first_chunk, "watermark": first_chunk}
+    connection.executemany(
+        "INSERT INTO counter VALUES (?, ?)", [(name, values[name]) for name in COUNTERS]
+    )
+
+
+def check_foreign(path: Path, key: str, tables: Sequence[str]) -> None:
+    """Refuse a database that came from outside unless it is sound and holds tables of ours only.
+
+    Raises `Corrupt` naming `key`. Views and triggers in it would run in our process.
+    """
+    try:
+        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            connection.execute("PRAGMA trusted_schema = OFF").fetchall()
+            found = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
+            odd = [f"{kind} {name}" for kind, name in found if kind != "table" or name not in tables]
+            if odd:
+                raise Corrupt("database", key, f"holds {odd[0]}, which is not ours")
+            if len(found) != len(tables):
+                raise Corrupt("database", key, f"has {len(found)} tables, {len(tables)} expected")
+            verdict = connection.execute("PRAGMA integrity_check(1)").fetchall()
+            if verdict != [("ok",)]:
+                raise Corrupt("database", key, f"integrity check: {verdict[0][0]}")
+        finally:
+            connection.close()
+    except apsw.Error as error:
+        raise Corrupt("database", key, str(error)) from error
+
+
+def delta_tables() -> list[str]:
+    """Return the names of the tables of a delta."""
+    return [prefix + table for table in STATE_COLUMNS for prefix in ("", "dead_")]

@@ -1,0 +1,118 @@
+"""Deltas: what a commit says about the state, as a SQLite database of changed rows and dead keys.
+
+Written from a snapshot of live.db in a thread. Beside it the list of what is to be sealed: the
+young chunks that are alive at the cut and have no place yet, in the order in which they shall
+lie, with their pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from s3fs_banyan.meta.committed import CommittedView
+from s3fs_banyan.meta.database import open_scratch, run_script
+from s3fs_banyan.meta.live import Snapshot
+from s3fs_banyan.meta.tables import STATE_COLUMNS, STATE_KEYS, delta_sql
+
+
+class DeltaCounts(NamedTuple):
+    """What a delta holds."""
+
+    rows: int
+    dead: int
+    chunks: int
+    chunk_bytes: int
+
+
+def write_delta(snapshot: Snapshot, flip: int) -> DeltaCounts:
+    """Fill the attached `delta` and `seal` databases from a frozen snapshot, then let it go."""
+    connection = snapshot.connection
+    try:
+        run_script(connection, delta_sql("delta"))
+        rows = dead = 0
+        for table, columns in STATE_COLUMNS.items():
+            keys = STATE_KEYS[table]
+            joined = " AND ".join(f"t.{key} = k.{key}" for key in keys)
+            names = ", ".join(f"t.{column}" for column in columns)
+            connection.execute(
+                f"INSERT INTO delta.{table} SELECT {names} FROM main.dirty_{table} k"
+                f" JOIN main.{table} t ON {joined} WHERE k.flip = ?",
+                (flip,),
+            ).fetchall()
+            rows += connection.changes()
+            dead_names = ", ".join(f"k.{key}" for key in keys)
+            connection.execute(
+                f"INSERT INTO delta.dead_{table} SELECT {dead_names} FROM main.dirty_{table} k"
+                f" WHERE k.flip = ? AND NOT EXISTS (SELECT 1 FROM main.{table} t WHERE {joined})"
+                f" AND EXISTS (SELECT 1 FROM committed.{table} t WHERE {joined})",
+                (flip,),
+            ).fetchall()
+            dead += connection.changes()
+        chunks, chunk_bytes = _write_seal_list(snapshot, flip)
+        connection.execute("COMMIT").fetchall()
+    finally:
+        snapshot.close()
+    return DeltaCounts(rows, dead, chunks, chunk_bytes)
+
+
+def _write_seal_list(snapshot: Snapshot, flip: int) -> tuple[int, int]:
+    """List young chunks without a place, by directory, file and offset."""
+    connection = snapshot.connection
+    run_script(
+        connection,
+        "CREATE TABLE seal.chunk (id INTEGER PRIMARY KEY, length, directory, ino, offset);"
+        "CREATE TABLE seal.piece (chunk, offset, length, segment, position, record_offset, op_seq,"
+        " PRIMARY KEY (chunk, offset)) WITHOUT ROWID;",
+    )
+    connection.execute(
+        "INSERT INTO seal.chunk SELECT c.id, c.length, 0, 0, 0 FROM main.dirty_chunk k"
+        " JOIN main.chunk c ON c.id = k.id WHERE k.flip = ?"
+        " AND NOT EXISTS (SELECT 1 FROM committed.place p WHERE p.chunk = k.id)",
+        (flip,),
+    ).fetchall()
+    connection.execute(
+        "UPDATE seal.chunk SET ino = e.ino, offset = e.offset FROM main.dirty_extent k"
+        " JOIN main.extent e ON e.ino = k.ino AND e.offset = k.offset"
+        " WHERE k.flip = ? AND e.chunk = seal.chunk.id",
+        (flip,),
+    ).fetchall()
+    connection.execute(
+        "UPDATE seal.chunk SET directory = d.parent FROM main.dirty_dentry k"
+        " JOIN main.dentry d ON d.parent = k.parent AND d.name = k.name"
+        " WHERE k.flip = ? AND d.ino = seal.chunk.ino",
+        (flip,),
+    ).fetchall()
+    connection.execute(
+        "INSERT INTO seal.piece SELECT p.* FROM seal.chunk c JOIN main.piece p ON p.chunk = c.id"
+    ).fetchall()
+    count, total = connection.execute(
+        "SELECT count(*), coalesce(sum(length), 0) FROM seal.chunk"
+    ).fetchall()[0]
+    return int(count), int(total)
+
+
+def add_moves(view: CommittedView, seal_db: Path, packs: Sequence[int]) -> int:
+    """Add the living chunks of some packs to a seal list, to be moved; returns stored bytes.
+
+    They keep the order in which they lie, behind the young chunks.
+    """
+    connection = open_scratch(seal_db)
+    total = 0
+    try:
+        run_script(
+            connection,
+            "BEGIN; CREATE TABLE move (chunk INTEGER PRIMARY KEY, length, directory, ino, offset,"
+            " key, source_offset, stored_length);",
+        )
+        for pack in packs:
+            rows = view.living_chunks(pack)
+            total += sum(row[-1] for row in rows)
+            connection.executemany(
+                "INSERT INTO move VALUES (?1, ?2, 9223372036854775807, ?3, ?5, ?4, ?5, ?6)", rows
+            )
+        run_script(connection, "COMMIT")
+    finally:
+        connection.close()
+    return total

@@ -1,0 +1,247 @@
+"""live.db: the state that the mount sees, plus what is local to it.
+
+Local are the pieces (where young bytes lie in the journal), the dirty keys since the last
+commits, the last operation in it, and the kernel's boot. It is never synced and is thrown away
+whenever it is in doubt: the journal and committed.db make it again.
+
+Operations are applied inside one long transaction, which `end_transaction` closes and reopens;
+its end writes the last operation's number and checksum in the same transaction.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import apsw
+
+from s3fs_banyan.meta.apply import Fold
+from s3fs_banyan.meta.database import attach, attach_scratch, open_database, run_script
+from s3fs_banyan.meta.extents import Extents
+from s3fs_banyan.meta.tables import STATE_KEYS, live_sql
+from s3fs_banyan.meta.tree import Tree
+from s3fs_banyan.model import Operation
+
+LIVE_LEVEL = 1
+_TRANSACTION_OPERATIONS_MAX = 2_000
+
+
+class LivePosition(NamedTuple):
+    """What a live.db on the disk says about itself."""
+
+    op_seq: int
+    chain: int
+    boot_id: str
+    volume_id: str
+
+
+class LiveState:
+    """The open live.db. One event loop; snapshots are read in a thread."""
+
+    def __init__(self, connection: apsw.Connection, path: Path, *, boot_id: str, volume_id: str) -> None:
+        self._connection = connection
+        self._path = path
+        self._boot_id = boot_id
+        self._volume_id = volume_id
+        self.tree = Tree(connection)
+        self.extents = Extents(connection, self.tree)
+        self._fold = Fold(self.tree, self.extents)
+        self._run = connection.cursor().execute
+        position = read_position(connection)
+        self.op_seq = position.op_seq
+        self.chain = position.chain
+        self._since_begin = 0
+        self._run("BEGIN IMMEDIATE").fetchall()
+
+    def apply(self, op: Operation, op_seq: int, chain: int, segment: int, position: int) -> None:
+        """Apply one journaled operation. An exception is a broken invariant: end the daemon."""
+        self._fold.apply(op, op_seq, segment, position)
+        self.op_seq, self.chain = op_seq, chain
+        self._since_begin += 1
+        if self._since_begin >= _TRANSACTION_OPERATIONS_MAX:
+            self.end_transaction()
+
+    @property
+    def in_transaction(self) -> int:
+        """Number of operations in the open transaction."""
+        return self._since_begin
+
+    def end_transaction(self) -> None:
+        """Write what waits in RAM, commit (unsynced) and begin the next transaction."""
+        self.extents.flush()
+        self.tree.flush()
+        self._write_position()
+        self._run("COMMIT").fetchall()
+        self._run("BEGIN IMMEDIATE").fetchall()
+        self._since_begin = 0
+
+    def _write_position(self) -> None:
+        values = {
+            "op_seq": str(self.op_seq),
+            "chain": str(self.chain),
+            "boot_id": self._boot_id,
+            "volume_id": self._volume_id,
+        }
+        for name, value in values.items():
+            self._run("UPDATE local SET value = ? WHERE name = ?", (value, name)).fetchall()
+
+    # --- dirty keys ----------------------------------------------------------------------
+
+    def flip_dirty(self) -> int:
+        """Let changes from now on go to the other dirty set; returns the set to be sent.
+
+        The other set must be empty: commits are strictly serial.
+        """
+        active = int(self._run("SELECT active FROM flip").fetchall()[0][0])
+        self._run("UPDATE flip SET active = ?", (1 - active,)).fetchall()
+        return active
+
+    def empty_dirty(self, flip: int) -> None:
+        """The very bytes made from this set were applied to committed.db: forget the keys."""
+        for table in STATE_KEYS:
+            self._run(f"DELETE FROM dirty_{table} WHERE flip = ?", (flip,)).fetchall()
+
+    def merge_dirty(self) -> None:
+        """Put the set that was in flight back into the active one: its bytes were not applied."""
+        active = int(self._run("SELECT active FROM flip").fetchall()[0][0])
+        for table, keys in STATE_KEYS.items():
+            names = ", ".join(keys)
+            self._run(
+                f"INSERT OR IGNORE INTO dirty_{table} SELECT ?, {names} FROM dirty_{table}"
+                " WHERE flip = ?",
+                (active, 1 - active),
+            ).fetchall()
+        self.empty_dirty(1 - active)
+
+    def dirty_count(self) -> int:
+        """Number of dirty keys (a cheap estimate is enough: inodes, extents and chunks)."""
+        return sum(
+            self._run(f"SELECT count(*) FROM dirty_{table}").fetchall()[0][0] for table in STATE_KEYS
+        )
+
+    def is_dirty(self) -> bool:
+        """Tell whether anything differs from committed.db (rows in RAM are written first)."""
+        self.extents.flush()
+        self.tree.flush()
+        return any(
+            self._run(f"SELECT 1 FROM dirty_{table} LIMIT 1").fetchall() for table in STATE_KEYS
+        )
+
+    # --- snapshots and the WAL -----------------------------------------------------------
+
+    def prepare_snapshot(
+        self, committed: Path, delta: Path, seal: Path, *, committed_vfs: str | None
+    ) -> Snapshot:
+        """Open what a snapshot will need; blocks for some opens, takes no snapshot yet."""
+        connection = open_database(self._path, durable=False, cache_kib=4096)
+        attach(connection, committed, "committed", vfs=committed_vfs)
+        attach_scratch(connection, delta, "delta")
+        attach_scratch(connection, seal, "seal")
+        return Snapshot(connection)
+
+    def checkpoint_wal(self) -> None:
+        """Move the WAL's pages into the database, on a connection of its own; for a thread."""
+        connection = open_database(self._path, durable=False, cache_kib=2048)
+        try:
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        finally:
+            connection.close()
+
+    @property
+    def wal_bytes(self) -> int:
+        """Size of the WAL file."""
+        wal = self._path.with_name(self._path.name + "-wal")
+        return wal.stat().st_size if wal.exists() else 0
+
+    def close(self, *, keep: bool) -> None:
+        """Close; with `keep` what was applied is kept, else the open transaction is lost."""
+        if keep:
+            self.extents.flush()
+            self.tree.flush()
+            self._write_position()
+            self._run("COMMIT").fetchall()
+        self._connection.close()
+
+
+class Snapshot:
+    """A frozen view of live.db, for one thread at a time."""
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self.connection = connection
+
+    def freeze(self) -> None:
+        """Take the snapshot *now*, by reading a row: BEGIN alone takes none."""
+        self.connection.execute("BEGIN").fetchall()
+        self.connection.execute("SELECT active FROM main.flip").fetchall()
+
+    def close(self) -> None:
+        """Let go; an open snapshot keeps the WAL growing."""
+        self.connection.close()
+
+
+def read_position(connection: apsw.Connection) -> LivePosition:
+    """Return what live.db says of itself; raises `KeyError` or `apsw.Error` if in doubt."""
+    values = dict(connection.execute("SELECT name, value FROM local").fetchall())
+    if values["level"] != str(LIVE_LEVEL):
+        raise KeyError("live.db of another release")
+    return LivePosition(
+        int(values["op_seq"]), int(values["chain"]), values["boot_id"], values["volume_id"]
+    )
+
+
+def remove_live(path: Path) -> None:
+    """Throw live.db away; recovery makes it again."""
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def open_live(path: Path, *, boot_id: str, volume_id: str) -> LiveState:
+    """Open an existing live.db; raises `KeyError` or `apsw.Error` if it is in doubt."""
+    connection = open_database(path, durable=False, cache_kib=32_768)
+    try:
+        position = read_position(connection)
+        if position.boot_id != boot_id or position.volume_id != volume_id:
+            raise KeyError("live.db of another boot or volume")
+        return LiveState(connection, path, boot_id=boot_id, volume_id=volume_id)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def create_live(
+    path: Path,
+    base: apsw.Connection,
+    *,
+    op_seq: int,
+    chain: int,
+    boot_id: str,
+    volume_id: str,
+) -> LiveState:
+    """Make live.db from a copy of committed.db, with empty dirty sets and its triggers on."""
+    remove_live(path)
+    connection = open_database(path, durable=False, cache_kib=32_768)
+    connection.close()
+    remove_live(path)
+    target = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
+    with target.backup("main", base, "main") as backup:
+        while not backup.done:
+            backup.step(1024)
+    target.close()
+    connection = open_database(path, durable=False, cache_kib=32_768)
+    run_script(
+        connection,
+        "BEGIN; DROP TRIGGER chunk_gone; DROP TABLE place; DROP TABLE pack; DROP TABLE head;"
+        + live_sql()
+        + "COMMIT;",
+    )
+    values = {
+        "level": str(LIVE_LEVEL),
+        "op_seq": str(op_seq),
+        "chain": str(chain),
+        "boot_id": boot_id,
+        "volume_id": volume_id,
+    }
+    connection.executemany("INSERT INTO local VALUES (?, ?)", list(values.items()))
+    return LiveState(connection, path, boot_id=boot_id, volume_id=volume_id)
+
+

@@ -1,0 +1,1 @@
+"""The stores: one contract (`base`), its implementations, and layers of the same shape."""

@@ -1,0 +1,289 @@
+"""A store in a directory: `file:///dir`, for tests, for a disk of its own, for an NFS server.
+
+An object is a file. The parts of a path are directories whose names end in `+`, and the last
+part is the file's own name: so `a` and `a/b` can both exist, as the contract asks, and no path
+of the contract can reach outside the directory or into the private `#tmp`.
+
+    log/00000000000000000007   ->   log+/00000000000000000007
+
+A write goes to a file in `#tmp`, which is synced and then moved into place: by rename(2), or by
+link(2) if nothing may be there yet, which the kernel decides atomically. Then the directory is
+synced. Directories are never removed, so a write cannot lose its directory under its feet.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from s3fs_banyan.errors import (
+    AlreadyExists,
+    Denied,
+    Misconfigured,
+    ObjectMissing,
+    StoreError,
+    Unavailable,
+)
+from s3fs_banyan.remote.base import Capabilities, FileMeta, check_path, check_range
+
+TEMPORARY_NAME: Final = "#tmp"
+_DIRECTORY_MARK: Final = "+"
+_TEMPORARY_AGE_MAX_NS: Final = 24 * 3600 * 10**9
+_CAPABILITIES = Capabilities(create_if_absent=True)
+
+
+class LocalStore:
+    """Objects as files below one directory, which must exist unless `create` is asked."""
+
+    def __init__(self, directory: Path, *, create: bool = False) -> None:
+        """Raise `Misconfigured` if the directory is not there or is not one."""
+        self._root = directory.absolute()
+        self._temporary = self._root / TEMPORARY_NAME
+        self._synced: set[Path] = set()
+        with _translated(self._root):
+            if create:
+                self._ensure_directory(self._root)
+            if not self._root.is_dir():
+                raise Misconfigured(
+                    f"{self.url}: no such directory: create it, or check the path and that its "
+                    "file system is mounted"
+                )
+            self._ensure_directory(self._temporary)
+            self._remove_old_temporaries()
+
+    @property
+    def url(self) -> str:
+        return self._root.as_uri()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return _CAPABILITIES
+
+    def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[FileMeta]:
+        with _translated(self._root):
+            self._check_root()
+            yield from self._walk(self._root, "", prefix, start_after)
+
+    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        check_range(offset, length)
+        with self._opened(path) as fd:
+            size = os.fstat(fd).st_size
+            end = size if length is None else min(size, offset + length)
+            return _read_exactly(fd, offset, end, path)
+
+    def write(
+        self,
+        path: str,
+        data: bytes | bytearray | memoryview,
+        *,
+        if_absent: bool = False,
+        storage_class: str = "",
+    ) -> FileMeta:
+        target = self._file_of(path)
+        if storage_class:
+            raise Misconfigured(f"{self.url}: a directory has no storage class {storage_class!r}")
+        with _translated(target):
+            self._check_root()
+            self._ensure_directory(target.parent)
+            fd, name = tempfile.mkstemp(dir=self._temporary)
+            temporary = Path(name)
+            try:
+                with os.fdopen(fd, "wb", buffering=0) as file:
+                    _write_all(file.fileno(), memoryview(data).cast("B"))
+                    os.fsync(file.fileno())
+                    meta = _meta_of(path, os.fstat(file.fileno()))
+                if if_absent:
+                    self._link(temporary, target, path)
+                else:
+                    temporary.replace(target)
+                _sync_directory(target.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return meta
+
+    def delete(self, paths: Sequence[str]) -> None:
+        targets = [self._file_of(path) for path in paths]
+        with _translated(self._root):
+            self._check_root()
+            for target in targets:
+                target.unlink(missing_ok=True)
+            for directory in sorted({target.parent for target in targets}):
+                if directory.is_dir():
+                    _sync_directory(directory)
+
+    def stat(self, path: str) -> FileMeta:
+        with self._opened(path) as fd:
+            return _meta_of(path, os.fstat(fd))
+
+    def close(self) -> None:
+        """Do nothing: no file stays open between calls."""
+
+    # --- inside --------------------------------------------------------------------------
+
+    def _file_of(self, path: str) -> Path:
+        *directories, name = check_path(path).split("/")
+        return self._root.joinpath(*(part + _DIRECTORY_MARK for part in directories), name)
+
+    def _check_root(self) -> None:
+        """Tell a directory that went away (an unmounted disk) from one that is empty."""
+        if not self._temporary.is_dir():
+            raise Misconfigured(f"{self.url}: the directory is gone; is its file system mounted?")
+
+    @contextmanager
+    def _opened(self, path: str) -> Iterator[int]:
+        target = self._file_of(path)
+        with _translated(target):
+            try:
+                fd = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                self._check_root()
+                raise ObjectMissing(f"{self.url}: no object {path}") from None
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+
+    def _link(self, temporary: Path, target: Path, path: str) -> None:
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            raise AlreadyExists(f"{self.url}: {path} exists") from None
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}:
+                raise
+            raise Misconfigured(
+                f"{self.url}: this file system has no hard links, so it cannot create an object "
+                "only if it is absent: use a directory on another file system"
+            ) from error
+
+    def _ensure_directory(self, directory: Path) -> None:
+        """Make the directory and its parents; every new name is synced, whoever made it."""
+        if directory in self._synced:
+            return
+        if directory != self._root:
+            self._ensure_directory(directory.parent)
+            directory.mkdir(mode=0o700, exist_ok=True)
+            _sync_directory(directory.parent)
+        elif not directory.exists():
+            directory.mkdir(mode=0o700, parents=True)
+            _sync_directory(directory.parent)
+        self._synced.add(directory)
+
+    def _remove_old_temporaries(self) -> None:
+        """Remove what a process that died in a write left, judged by the file system's clock."""
+        with tempfile.NamedTemporaryFile(dir=self._temporary) as now:
+            now_ns = os.fstat(now.fileno()).st_mtime_ns
+        for entry in list(os.scandir(self._temporary)):
+            try:
+                age_ns = now_ns - entry.stat(follow_symlinks=False).st_mtime_ns
+            except FileNotFoundError:
+                continue  # its writer has just finished with it
+            if age_ns > _TEMPORARY_AGE_MAX_NS:
+                Path(entry.path).unlink(missing_ok=True)
+
+    def _walk(
+        self, directory: Path, above: str, prefix: str, start_after: str
+    ) -> Iterator[FileMeta]:
+        """Yield what lies below `directory`, whose objects have paths beginning with `above`.
+
+        A directory sorts as its name with a slash behind it, which is how all the paths in it
+        begin; no file name contains a slash, so names in this order give paths in byte order.
+        """
+        for path, entry in sorted(self._entries(directory, above), key=lambda item: item[0]):
+            if path.endswith("/"):
+                if _may_hold(path, prefix, start_after):
+                    yield from self._walk(Path(entry.path), path, prefix, start_after)
+            elif path.startswith(prefix) and path > start_after:
+                try:
+                    found = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # deleted during the listing
+                yield _meta_of(path, found)
+
+    def _entries(self, directory: Path, above: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Yield (path, entry) of what is ours: directories with a slash, and regular files."""
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                is_directory = entry.is_dir(follow_symlinks=False)
+                path = above + entry.name
+                if is_directory and path.endswith(_DIRECTORY_MARK):
+                    path = path.removesuffix(_DIRECTORY_MARK)
+                elif is_directory or not entry.is_file(follow_symlinks=False):
+                    continue
+                if _is_path(path):
+                    yield path + "/" * is_directory, entry
+
+
+def _is_path(path: str) -> bool:
+    try:
+        check_path(path)
+    except ValueError:
+        return False
+    return True
+
+
+def _may_hold(directory: str, prefix: str, start_after: str) -> bool:
+    """Tell whether paths that begin with `directory` can be asked for."""
+    wanted = directory.startswith(prefix) or prefix.startswith(directory)
+    passed = directory < start_after and not start_after.startswith(directory)
+    return wanted and not passed
+
+
+def _meta_of(path: str, found: os.stat_result) -> FileMeta:
+    # A file is never changed in place: each write has an inode and a time of its own.
+    etag = f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
+    return FileMeta(path=path, size=found.st_size, etag=etag, modified_ns=found.st_mtime_ns)
+
+
+def _read_exactly(fd: int, offset: int, end: int, path: str) -> bytes:
+    pieces = []
+    while offset < end:
+        piece = os.pread(fd, end - offset, offset)
+        if not piece:
+            raise Unavailable(f"{path}: the file ends at byte {offset}, {end} were expected")
+        pieces.append(piece)
+        offset += len(piece)
+    return b"".join(pieces)
+
+
+def _write_all(fd: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+_ERRORS: Final[dict[int, tuple[type[StoreError], str]]] = {
+    errno.EACCES: (Denied, "give this user the right to read and write the directory"),
+    errno.EPERM: (Denied, "give this user the right to read and write the directory"),
+    errno.EROFS: (Misconfigured, "its file system is mounted read-only"),
+    errno.ENOTDIR: (Misconfigured, "something that is no directory is in the way"),
+    errno.EISDIR: (Misconfigured, "a directory that is not the store's is in the way"),
+    errno.ELOOP: (Misconfigured, "a symbolic link is in the way"),
+    errno.ENOSPC: (Unavailable, "make room on its file system"),
+    errno.EDQUOT: (Unavailable, "raise the quota or make room"),
+}
+"""errno -> what it means for the caller and what a person can do; all others: Unavailable."""
+
+
+@contextmanager
+def _translated(target: Path) -> Iterator[None]:
+    """Turn an OSError into a StoreError, in this one place."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        kind, advice = _ERRORS.get(error.errno or 0, (Unavailable, ""))
+        message = f"{target}: {reason}" + (f": {advice}" if advice else "")
+        raise kind(message) from error

@@ -1,0 +1,119 @@
+"""The one door to wall time, randomness, ids and threads.
+
+Everything undetermined that the engine uses comes through a `Runtime`, so that a simulated
+world can replace it and a seed replays a run. Time-outs and sleeps are trio's own; under
+trio's MockClock they are virtual by themselves. Nothing else in the package imports `time`,
+`random`, `os.urandom`, `threading` or `trio.to_thread` (checked by the linter).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Protocol, TypeVar, TypeVarTuple
+
+import trio
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Runtime(Protocol):
+    """What the engine may ask of the world around it."""
+
+    def wall_ns(self) -> int:
+        """Unix time in nanoseconds; may jump either way."""
+        ...
+
+    def monotonic_ns(self) -> int:
+        """Nanoseconds since some fixed moment; never goes back."""
+        ...
+
+    def random_bytes(self, count: int) -> bytes: ...
+
+    def boot_id(self) -> str:
+        """Identity of this boot of the kernel: the page cache is lost when it changes."""
+        ...
+
+    async def in_thread(self, fn: Callable[[*Ts], T], *args: *Ts, pool: str = "disk") -> T:
+        """Run `fn(*args)` in a worker thread of the named pool and return its result.
+
+        Pools (`disk`, `store`, `cpu`, `fsync`) have separate limits, so that a slow store cannot
+        starve an fsync. Cancelling waits for the thread: a write is never abandoned.
+        """
+        ...
+
+    def failpoint(self, name: str) -> None:
+        """Named point of the durable order; a test may end the process or the world here."""
+        ...
+
+
+FAILPOINTS: dict[str, str] = {}
+"""Name -> where it lies in the durable order; filled by `register_failpoint` at import."""
+
+
+def register_failpoint(name: str, meaning: str) -> str:
+    """Declare a failpoint; returns its name. Raises `ValueError` on a double name."""
+    if name in FAILPOINTS:
+        raise ValueError(f"failpoint {name} is declared twice")
+    FAILPOINTS[name] = meaning
+    return name
+
+
+class RealRuntime:
+    """The real world: system clocks, the kernel's randomness, trio worker threads."""
+
+    def __init__(self, *, failpoint: str | None = None) -> None:
+        """`failpoint` is `NAME` or `NAME:N`: the N-th time it is passed, the process dies."""
+        self._limiters = {
+            "disk": trio.CapacityLimiter(4),
+            "store": trio.CapacityLimiter(24),
+            "cpu": trio.CapacityLimiter(2),
+            "fsync": trio.CapacityLimiter(1),
+        }
+        name, _, nth = (failpoint or "").partition(":")
+        self._failpoint = name
+        self._failpoint_passes_left = int(nth or 1)
+
+    def wall_ns(self) -> int:
+        return time.time_ns()
+
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns()
+
+    def random_bytes(self, count: int) -> bytes:
+        return os.urandom(count)
+
+    def boot_id(self) -> str:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+
+    async def in_thread(self, fn: Callable[[*Ts], T], *args: *Ts, pool: str = "disk") -> T:
+        return await trio.to_thread.run_sync(fn, *args, limiter=self._limiters[pool])
+
+    def failpoint(self, name: str) -> None:
+        if name == self._failpoint:
+            self._failpoint_passes_left -= 1
+            if self._failpoint_passes_left == 0:
+                os._exit(77)
+
+
+Sleeper = Callable[[float], Awaitable[None]]
+
+
+def sleep_blocking(seconds: float) -> None:
+    """Sleep in a worker thread (the retry layer's back-off); never on the event loop."""
+    time.sleep(seconds)
+
+
+def monotonic_s() -> float:
+    """Monotonic seconds for code that runs in worker threads (deadlines of the retry layer)."""
+    return time.monotonic()
+
+
+def random_unit() -> float:
+    """A number in [0, 1) for jitter; unpredictability is not needed."""
+    return int.from_bytes(os.urandom(7)) / 2**56

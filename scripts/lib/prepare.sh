@@ -1,0 +1,133 @@
+# Shell functions that make a machine and a checkout ready: system packages, the virtual
+# environment, FUSE. To be sourced by a bash script that runs in the root of the checkout.
+# Every function is a fast no-op when there is nothing to do, and says what to do when it fails.
+
+# Print each thing that building or running needs and this machine lacks, as Debian's package name.
+missing_system_packages() {
+    local python=$1
+    command -v fusermount3 >/dev/null || echo fuse3
+    command -v git >/dev/null || echo git
+    command -v gcc >/dev/null || echo gcc
+    echo '#include <stdlib.h>' | gcc -E - >/dev/null 2>&1 || echo libc6-dev
+    if command -v pkg-config >/dev/null; then
+        pkg-config --exists fuse3 || echo libfuse3-dev
+    else
+        echo pkg-config
+        echo libfuse3-dev
+    fi
+    if [ -z "$python" ]; then
+        printf '%s\n' python3 python3-dev python3-venv
+        return
+    fi
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+    "$python" -c 'import pathlib, sysconfig
+raise SystemExit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' ||
+        echo python3-dev
+}
+
+# find_python dev|runtime: print the path of a Python that the lock file fits, if there is one.
+# One that fits both goes first, so that dev and runtime share one environment; then the one on
+# PATH. In an active virtual environment it is the one below, as that may be about to be removed.
+find_python() {
+    local newest candidate
+    for newest in 12 99; do
+        for candidate in python3 python3.12 python3.11 /usr/bin/python3; do
+            if "$candidate" -c "import sys
+raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (3, $newest))" 2>/dev/null; then
+                "$candidate" -c 'import sys; print(sys._base_executable)'
+                return
+            fi
+        done
+        # On 3.13 the development tools need packages that are not locked.
+        [ "$1" = runtime ] || return 0
+    done
+}
+
+_say_which_python() {
+    echo "Python 3.11 or newer (3.11 or 3.12 for the tests), with its headers and its venv" >&2
+    echo "module, has to be on PATH as python3, python3.12 or python3.11." >&2
+}
+
+# ensure_system_packages [dev|runtime]: install what is missing, as root with apt-get; anyone else
+# is told what to install.
+ensure_system_packages() {
+    local kind=${1:-dev} missing
+    missing=$(missing_system_packages "$(find_python "$kind")")
+    [ -n "$missing" ] || return 0
+    missing=$(echo $missing)
+    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+        echo "These packages (Debian's names) are missing: $missing" >&2
+        echo "Install them as root, on Debian or Ubuntu: apt-get install $missing" >&2
+        return 1
+    fi
+    echo "installing $missing"
+    apt-get -qq update || return
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends $missing \
+        >/dev/null || return
+    missing=$(missing_system_packages "$(find_python "$kind")")
+    [ -z "$missing" ] && return 0
+    echo "Still missing after the installation:" $missing >&2
+    _say_which_python
+    return 1
+}
+
+# ensure_venv [dev|runtime]: make .venv hold exactly what the lock files say and this checkout.
+#
+# It is made anew when a lock file or the Python changed; a stamp written last says that it is
+# whole. Two scripts that start together in one checkout wait for each other.
+ensure_venv() {
+    local kind=${1:-dev} python wanted
+    python=$(find_python "$kind")
+    if [ -z "$python" ]; then
+        _say_which_python
+        return 1
+    fi
+    wanted=$({ echo "$PWD"; "$python" -VV; cat scripts/locks/*.lock; } | sha256sum)
+    (
+        flock 9
+        if [ "$(cat ".venv/stamp-$kind" 2>/dev/null)" != "$wanted" ]; then
+            _build_venv "$kind" "$python" 9>&- || exit
+            echo "$wanted" >".venv/stamp-$kind"
+            [ "$kind" = runtime ] || echo "$wanted" >.venv/stamp-runtime
+        fi
+        if ! sha256sum --status -c .venv/stamp-project 2>/dev/null; then
+            _pip install --no-deps --no-index --no-build-isolation --editable . 9>&- || exit
+            sha256sum pyproject.toml >.venv/stamp-project
+        fi
+    ) 9<.
+}
+
+# Run pip; what it prints is shown only when it fails.
+_pip() {
+    local status=0
+    .venv/bin/python -m pip --disable-pip-version-check --no-input "$@" >.venv/pip.log 2>&1 ||
+        status=$?
+    [ "$status" -eq 0 ] || tail -n 50 .venv/pip.log >&2
+    return "$status"
+}
+
+# Packages are built without isolation, so that what builds them is locked as well.
+_build_venv() {
+    local kind=$1 python=$2
+    echo "making .venv ($kind) with $python"
+    rm -rf .venv || return
+    "$python" -m venv .venv || return
+    _pip install --require-hashes --requirement scripts/locks/build.lock || return
+    _pip install --require-hashes --no-build-isolation --requirement "scripts/locks/$kind.lock"
+}
+
+# prepare_checkout [dev|runtime]: everything that the programs of this checkout need.
+prepare_checkout() {
+    ensure_system_packages "${1:-dev}" && ensure_venv "${1:-dev}"
+}
+
+# Real mounts are part of the tests and of every use: a missing device is a failure.
+require_fuse() {
+    if ! { : <>/dev/fuse; } 2>/dev/null; then
+        echo "/dev/fuse cannot be opened, so nothing can be mounted." >&2
+        echo "As root: modprobe fuse. In a container: start it with --privileged, or with" >&2
+        echo "--device /dev/fuse --cap-add SYS_ADMIN and without a seccomp or AppArmor profile" >&2
+        echo "that forbids mount." >&2
+        return 1
+    fi
+}

@@ -1,0 +1,77 @@
+"""Fixtures and guards that every test shares."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.servers import MotoServer, SeaweedServer
+
+PACKAGE_LOGGER = "s3fs_banyan"
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedServer]:
+    """One SeaweedFS server for the whole run; take a `bucket()` of it for each test."""
+    with SeaweedServer(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
+    """One moto server for the whole run; take a `bucket()` of it for each test."""
+    with MotoServer(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_environment() -> Iterator[None]:
+    """Keep a developer's credentials and proxies away from the tests, and the reverse."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("AWS_") or name.lower() in {"http_proxy", "https_proxy"}:
+                patch.delenv(name)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        yield
+
+
+class _Warnings(logging.Handler):
+    """Keeps the records of level WARNING and above."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(f"{record.levelname} {record.name}: {record.getMessage()}")
+
+
+@pytest.fixture(autouse=True)
+def _no_unexpected_log_warnings(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test in which the package warned, unless it is marked `allow_log_warnings`."""
+    handler = _Warnings()
+    logger = logging.getLogger(PACKAGE_LOGGER)
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+    if handler.lines and request.node.get_closest_marker("allow_log_warnings") is None:
+        pytest.fail("unexpected log records:\n" + "\n".join(handler.lines), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _collect_garbage() -> Iterator[None]:
+    """Let what a test left open complain in that test and not in a later one."""
+    yield
+    gc.collect()
+
+
+def pytest_collection_finish() -> None:
+    """Take all that was imported out of the collector's sight: a collection is then cheap."""
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,113 @@
+"""The stores that the contract suite runs on, by name, each empty and alone.
+
+S3 stores share one bucket a server, each under a prefix of its own: so a store that looked
+beyond its prefix would see the others' objects.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from s3fs_banyan.remote.base import RemoteFileSystem
+from s3fs_banyan.remote.layers import MeterLayer, RetryLayer
+from s3fs_banyan.remote.local import LocalStore
+from s3fs_banyan.remote.memory import MemoryStore
+from s3fs_banyan.remote.options import StoreOptions
+from s3fs_banyan.remote.s3 import S3Store
+from tests.servers import ObjectServer
+
+BARE = ("memory", "local", "seaweed", "moto")
+ALL = (*BARE, "memory+layers", "local+layers", "seaweed+layers")
+MULTIPART = ("memory", "seaweed", "moto", "memory+layers", "seaweed+layers")
+S3 = ("seaweed", "moto")
+
+FIRST_TIME_NS = 1_700_000_000 * 10**9
+
+_prefix_numbers = itertools.count(1)
+_buckets: dict[str, str] = {}
+
+
+@dataclass
+class Requests:
+    """A `RequestObserver` that remembers."""
+
+    seen: list[tuple[str, str, float, int, int]] = field(default_factory=list)
+
+    def request(
+        self, verb: str, outcome: str, seconds: float, bytes_sent: int, bytes_received: int
+    ) -> None:
+        self.seen.append((verb, outcome, seconds, bytes_sent, bytes_received))
+
+
+def options_for(server: ObjectServer, **changes: object) -> StoreOptions:
+    """Return the options that reach a test server, with some of them changed."""
+    values: dict[str, object] = {
+        "region": "us-east-1",
+        "endpoint_url": server.endpoint_url,
+        "access_key": server.access_key,
+        "secret_key": server.secret_key,
+        "read_timeout_s": 60.0,
+    }
+    return StoreOptions(**(values | changes))  # type: ignore[arg-type]
+
+
+def memory_store() -> MemoryStore:
+    """Return a store in memory whose clock goes on by a second a call."""
+    seconds = itertools.count()
+    return MemoryStore(clock=lambda: FIRST_TIME_NS + next(seconds) * 10**9)
+
+
+def s3_store(server: ObjectServer) -> S3Store:
+    """Return an empty store on a server, under a prefix of its own in a shared bucket."""
+    bucket = _buckets.get(server.endpoint_url)
+    if bucket is None:
+        bucket = _buckets[server.endpoint_url] = server.bucket()
+    return S3Store(bucket, f"some/where-{next(_prefix_numbers)}", options_for(server))
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RemoteFileSystem]:
+    """The store that the test's parameter names (use with `indirect=True`)."""
+    name, _, layers = request.param.partition("+")
+    made: RemoteFileSystem
+    if name == "memory":
+        made = memory_store()
+    elif name == "local":
+        made = LocalStore(tmp_path / "store", create=True)
+    else:
+        made = s3_store(request.getfixturevalue(name))
+    if layers:
+        made = RetryLayer(MeterLayer(made, Requests()), deadline_s=30)
+    yield made
+    made.close()
+
+
+def on(names: tuple[str, ...]) -> pytest.MarkDecorator:
+    """Run a test on each of the named stores."""
+    return pytest.mark.parametrize("store", names, indirect=True)
+
+
+def in_threads(count: int, call: Callable[[int], object]) -> list[object]:
+    """Run `call(0)` to `call(count - 1)` at the same time; an exception is a result."""
+
+    def caught(number: int) -> object:
+        try:
+            return call(number)
+        except Exception as error:  # noqa: BLE001 - it is handed to the test
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(caught, range(count)))
+
+
+def fill(store: RemoteFileSystem, paths: list[str]) -> None:
+    """Write a small object under each path, some at a time."""
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda path: store.write(path, path.encode()), paths):
+            pass

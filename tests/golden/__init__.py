@@ -1,0 +1,1 @@
+"""Stored bytes of every released version: files are added, never made anew."""

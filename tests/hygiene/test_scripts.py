@@ -1,0 +1,95 @@
+"""The shell functions under scripts/lib do what the gate relies on."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.hygiene import tree
+
+
+def _bash(program: str, directory: Path = tree.ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a program with the functions of scripts/lib, in a directory."""
+    sourced = "".join(f". {tree.ROOT}/scripts/lib/{name}.sh\n" for name in ("prepare", "steps"))
+    return subprocess.run(
+        ["bash", "-uo", "pipefail", "-c", sourced + program],
+        cwd=directory,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_first_failure_is_the_exit_code_and_every_step_runs() -> None:
+    """A gate that ends with the last step's code is green although something failed."""
+    done = _bash(
+        "step one true\nstep two bash -c 'exit 3'\nstep three bash -c 'exit 4'\n"
+        "step four echo four ran\nfinish_steps\n"
+    )
+    assert done.returncode == 3
+    assert "four ran" in done.stdout
+    assert "FAILED (3)" in done.stdout
+    assert "FAILED (4)" in done.stdout
+
+
+def test_a_required_step_that_fails_ends_the_run() -> None:
+    """Tests without their packages would only fail for another reason."""
+    done = _bash("required_step one bash -c 'exit 5'\nstep two echo two ran\nfinish_steps\n")
+    assert done.returncode == 5
+    assert "two ran" not in done.stdout
+
+
+def test_steps_that_succeed_end_with_success() -> None:
+    """The gate can be passed."""
+    done = _bash("required_step one true\nstep two true\nfinish_steps\n")
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("missing", ["fusermount3", "gcc", "pkg-config", "git"])
+def test_a_missing_program_is_named_by_its_package(tmp_path: Path, missing: str) -> None:
+    """A fresh machine gets everything in one go, not one thing a run."""
+    for name in {"fusermount3", "gcc", "pkg-config", "git"} - {missing}:
+        program = tmp_path / name
+        program.write_text("#!/bin/sh\nexit 0\n")
+        program.chmod(0o755)
+    done = _bash(f"PATH={tmp_path}\nmissing_system_packages ''\n", tmp_path)
+    package = {"fusermount3": "fuse3"}.get(missing, missing)
+    assert package in done.stdout.split()
+
+
+def test_an_unprivileged_user_is_told_what_to_install(tmp_path: Path) -> None:
+    """Otherwise the build of a package fails a minute later, in words that help nobody."""
+    done = _bash(
+        "id() { echo 1000; }\nmissing_system_packages() { echo gcc; echo fuse3; }\n"
+        "ensure_system_packages\n",
+        tmp_path,
+    )
+    assert done.returncode == 1
+    assert "apt-get install gcc fuse3" in done.stderr
+
+
+def test_the_environment_is_made_anew_only_when_a_lock_changed(tmp_path: Path) -> None:
+    """A run that always installs is slow; one that never does runs yesterday's packages."""
+    (tmp_path / "scripts" / "locks").mkdir(parents=True)
+    lock = tmp_path / "scripts" / "locks" / "dev.lock"
+    lock.write_text("one")
+    (tmp_path / "pyproject.toml").write_text("")
+    fakes = "_build_venv() { echo built; mkdir -p .venv; }\n_pip() { echo installed; }\n"
+    outputs = []
+    for content in ("one", "one", "two"):
+        lock.write_text(content)
+        done = _bash(fakes + "ensure_venv dev && ensure_venv runtime\n", tmp_path)
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout.split())
+    assert outputs == [["built", "installed"], [], ["built"]]
+
+
+def test_a_build_that_fails_is_not_taken_for_done(tmp_path: Path) -> None:
+    """Half an environment must not pass for a whole one in the next run."""
+    (tmp_path / "scripts" / "locks").mkdir(parents=True)
+    (tmp_path / "scripts" / "locks" / "dev.lock").write_text("one")
+    program = "_build_venv() { mkdir -p .venv; return 6; }\nensure_venv dev\n"
+    for _ in range(2):
+        assert _bash(program, tmp_path).returncode == 6

@@ -1,0 +1,1 @@
+"""Real mounts, also compared with a plain directory."""
