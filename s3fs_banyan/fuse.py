@@ -10,8 +10,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable, Sequence
-from time import perf_counter
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import pyfuse3
@@ -21,6 +20,7 @@ from s3fs_banyan.errors import FSError
 from s3fs_banyan.kernel import KernelMount, init_socket
 from s3fs_banyan.model import Attributes
 from s3fs_banyan.observe import FuseRequest, Metrics
+from s3fs_banyan.runtime import monotonic_s
 from s3fs_banyan.vfs.filesystem import BLOCK_BYTES, Caller, Changes, FileSystem
 
 log = logging.getLogger(__name__)
@@ -34,36 +34,35 @@ _DOT_ENTRIES: Final = 2
 """readdir positions of "." and ".."; a name's position is its cookie plus this."""
 
 
-
 def _handler(
     operation: str,
 ) -> Callable[
-    [Callable[Concatenate[Operations, P], Awaitable[T]]],
-    Callable[Concatenate[Operations, P], Awaitable[T]],
+    [Callable[Concatenate[Operations, P], Coroutine[Any, Any, T]]],
+    Callable[Concatenate[Operations, P], Coroutine[Any, Any, T]],
 ]:
     """Wrap a handler: time it, count it, turn `FSError` into an errno and all else into EIO."""
 
     def wrap(
-        handle: Callable[Concatenate[Operations, P], Awaitable[T]],
-    ) -> Callable[Concatenate[Operations, P], Awaitable[T]]:
-        async def call(self: Operations, *args: P.args, **kwargs: P.kwargs) -> T:
-            begin = perf_counter()
+        handle: Callable[Concatenate[Operations, P], Coroutine[Any, Any, T]],
+    ) -> Callable[Concatenate[Operations, P], Coroutine[Any, Any, T]]:
+        async def call(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            begin = monotonic_s()
             request = self.requests[operation]
             try:
                 result = await handle(self, *args, **kwargs)
             except FSError as error:
-                request.failed(errno.errorcode[error.errno], perf_counter() - begin)
+                request.failed(errno.errorcode[error.errno], monotonic_s() - begin)
                 raise pyfuse3.FUSEError(error.errno) from error
             except pyfuse3.FUSEError as error:
-                request.failed(errno.errorcode[error.errno], perf_counter() - begin)
+                request.failed(errno.errorcode[error.errno], monotonic_s() - begin)
                 raise
-            except Exception as error:  # noqa: BLE001  # the one blind except, see the module text
+            except Exception as error:  # the one blind except, see the module text
                 log.exception("%s failed in a way nobody foresaw", operation)
                 self.metrics.handler_errors.add()
-                request.failed("EIO", perf_counter() - begin)
+                request.failed("EIO", monotonic_s() - begin)
                 self.on_failure(error)
                 raise pyfuse3.FUSEError(errno.EIO) from error
-            request.ok(perf_counter() - begin)
+            request.ok(monotonic_s() - begin)
             return result
 
         return call
@@ -71,7 +70,7 @@ def _handler(
     return wrap
 
 
-class Operations(pyfuse3.Operations):  # type: ignore[misc]  # the library has no types
+class Operations(pyfuse3.Operations):
     """What the kernel asks, handed to the file system."""
 
     supports_dot_lookup = True
@@ -107,7 +106,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # the library has n
     # --- looking -------------------------------------------------------------------------
 
     @_handler("lookup")
-    async def lookup(self, parent: int, name: bytes, ctx: Any) -> Any:  # noqa: ANN401, ARG002
+    async def lookup(self, parent: int, name: bytes, ctx: Any) -> Any:  # noqa: ANN401
         try:
             return self._entry(self._fs.lookup(parent, name))
         except FSError as error:
@@ -120,15 +119,15 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # the library has n
             return entry
 
     @_handler("getattr")
-    async def getattr(self, inode: int, ctx: Any) -> Any:  # noqa: ANN401, ARG002
+    async def getattr(self, inode: int, ctx: Any) -> Any:  # noqa: ANN401
         return self._entry(self._fs.getattr(inode))
 
     @_handler("readlink")
-    async def readlink(self, inode: int, ctx: Any) -> bytes:  # noqa: ANN401, ARG002
+    async def readlink(self, inode: int, ctx: Any) -> bytes:  # noqa: ANN401
         return self._fs.readlink(inode)
 
     @_handler("opendir")
-    async def opendir(self, inode: int, ctx: Any) -> int:  # noqa: ANN401, ARG002
+    async def opendir(self, inode: int, ctx: Any) -> int:  # noqa: ANN401
         self._fs.getattr(inode)
         return inode
 
@@ -151,7 +150,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # the library has n
         pass
 
     @_handler("statfs")
-    async def statfs(self, ctx: Any) -> Any:  # noqa: ANN401, ARG002
+    async def statfs(self, ctx: Any) -> Any:  # noqa: ANN401
         usage = self._fs.statfs()
         answer = pyfuse3.StatvfsData()
         answer.f_bsize = answer.f_frsize = BLOCK_BYTES
@@ -164,11 +163,11 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # the library has n
         return answer
 
     @_handler("getxattr")
-    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:  # noqa: ANN401, ARG002
+    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:  # noqa: ANN401
         return self._fs.getxattr(inode, name)
 
     @_handler("listxattr")
-    async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:  # noqa: ANN401, ARG002
+    async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:  # noqa: ANN401
         return self._fs.listxattr(inode)
 
     @_handler("forget")
@@ -185,7 +184,12 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # the library has n
 
     @_handler("create")
     async def create(
-        self, parent: int, name: bytes, mode: int, flags: int, ctx: Any  # noqa: ANN401
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        flags: int,
+        ctx: Any,  # noqa: ANN401
     ) -> tuple[Any, Any]:
         made = await self._fs.create(parent, name, mode, flags, _caller(ctx))
         return pyfuse3.FileInfo(fh=made.ino, keep_cache=True), self._entry(made)
@@ -203,16 +207,16 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # the library has n
         self._fs.release(fh)
 
     @_handler("fsync")
-    async def fsync(self, fh: int, datasync: bool) -> None:  # noqa: ARG002, FBT001
-        begin = perf_counter()
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        begin = monotonic_s()
         await self._fs.fsync()
-        self._fsync_seconds.observe(perf_counter() - begin)
+        self._fsync_seconds.observe(monotonic_s() - begin)
 
     @_handler("fsyncdir")
-    async def fsyncdir(self, fh: int, datasync: bool) -> None:  # noqa: ARG002, FBT001
-        begin = perf_counter()
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        begin = monotonic_s()
         await self._fs.fsync()
-        self._fsync_seconds.observe(perf_counter() - begin)
+        self._fsync_seconds.observe(monotonic_s() - begin)
 
     # --- changes -------------------------------------------------------------------------
 
@@ -223,7 +227,12 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # the library has n
 
     @_handler("mknod")
     async def mknod(
-        self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any  # noqa: ANN401
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        rdev: int,
+        ctx: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
         return self._entry(await self._fs.make(parent, name, mode, _caller(ctx), rdev=rdev))
 
@@ -257,7 +266,7 @@ class Operations(pyfuse3.Operations):  # type: ignore[misc]  # the library has n
         await self._fs.rename(parent, name, new_parent, new_name, flags, _caller(ctx))
 
     @_handler("setattr")
-    async def setattr(self, inode: int, attr: Any, fields: Any, fh: Any, ctx: Any) -> Any:  # noqa: ANN401, ARG002
+    async def setattr(self, inode: int, attr: Any, fields: Any, fh: Any, ctx: Any) -> Any:  # noqa: ANN401
         changes = Changes(
             mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,

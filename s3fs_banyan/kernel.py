@@ -72,7 +72,9 @@ class KernelMount:
         if options.allow_other:
             data += ",allow_other"
         flags = _MS_NOSUID | _MS_NODEV | (1 if options.read_only else 0)
-        if _libc.mount(source.encode(), os.fsencode(mountpoint), FSTYPE.encode(), flags, data.encode()):
+        if _libc.mount(
+            source.encode(), os.fsencode(mountpoint), FSTYPE.encode(), flags, data.encode()
+        ):
             code = ctypes.get_errno()
             os.close(self.fd)
             raise UsageError(
@@ -129,9 +131,13 @@ def check_mountpoint(mountpoint: Path) -> None:
     try:
         is_directory = mountpoint.is_dir()
     except OSError as error:
-        raise UsageError(f"{mountpoint}: {error.strerror}", exit_code=ExitCode.MOUNTPOINT) from error
+        raise UsageError(
+            f"{mountpoint}: {error.strerror}", exit_code=ExitCode.MOUNTPOINT
+        ) from error
     if not is_directory:
-        raise UsageError(f"{mountpoint} is no directory: make it first", exit_code=ExitCode.MOUNTPOINT)
+        raise UsageError(
+            f"{mountpoint} is no directory: make it first", exit_code=ExitCode.MOUNTPOINT
+        )
 
 
 def mount_source(mountpoint: Path) -> str | None:

@@ -44,7 +44,9 @@ def store_url(url: str | None, config: Config) -> str:
     return found
 
 
-def connect(url: str, config: Config, metrics: Metrics | None = None, *, create: bool = False) -> RemoteFileSystem:
+def connect(
+    url: str, config: Config, metrics: Metrics | None = None, *, create: bool = False
+) -> RemoteFileSystem:
     """Open the store with its layers; see `open_store` for what it raises."""
     observer = metrics.store if metrics is not None else None
     return open_store(url, store_options(config), observer=observer, create=create)

@@ -63,9 +63,7 @@ class Engine:
         self.checkpointer = Checkpointer(ctx, state, log_store)
         self.reclaimer = Reclaimer(ctx, state, log_store, self.checkpointer, cache)
         self.publisher = Publisher(ctx, state, log_store, writer)
-        self.committer = Committer(
-            ctx, state, self.publisher, worker, cache, self.reclaimer
-        )
+        self.committer = Committer(ctx, state, self.publisher, worker, cache, self.reclaimer)
         self.filesystem = FileSystem(
             tree=state.live.tree,
             extents=state.live.extents,
@@ -169,7 +167,7 @@ async def open_engine(
 ) -> AsyncIterator[Engine]:
     """Recover and become the writer; the services are started by `Engine.start`.
 
-    Raises `Refused`, `Corrupt`, `StoreError` as `recover` does, `Fenced` if another writer is at it.
+    Raises `Refused`, `Corrupt`, `StoreError` as `recover` does.
     """
     opened = partial(recover, ctx, takeover=takeover, accept_loss=accept_loss)
     recovered = await ctx.runtime.in_thread(opened)

@@ -1,9 +1,9 @@
 """The daemon of a mount, from its checks to its last commit.
 
-    checks     store, volume, local directory (lock, identity), whether another writer is alive
-    engine     recovery, epoch, services
-    kernel     mount(2), INIT, requests until the volume is unmounted
-    end        drain to the store, then close; a second SIGTERM ends at once, nothing is lost then
+checks     store, volume, local directory (lock, identity), whether another writer is alive
+engine     recovery, epoch, services
+kernel     mount(2), INIT, requests until the volume is unmounted
+end        drain to the store, then close; a second SIGTERM ends at once, nothing is lost then
 """
 
 from __future__ import annotations
@@ -283,7 +283,11 @@ async def _watch_signals(request: MountRequest, engine: Engine) -> None:
         first = True
         async for number in signals:
             if not first:
-                log.warning("signal %d again: ending now, the rest stays in %s", number, engine.ctx.local.root)
+                log.warning(
+                    "signal %d again: ending now, the rest stays in %s",
+                    number,
+                    engine.ctx.local.root,
+                )
                 raise SystemExit(0)
             first = False
             log.info("signal %d: unmounting", number)
@@ -321,7 +325,9 @@ async def _report(engine: Engine, target: int | None, progress: Progress) -> Non
                 "phase": engine.committer.phase,
                 "backlog_bytes": state.journal.backlog_bytes,
                 "uncommitted_bytes": state.uncommitted_bytes,
-                "operations_left": max(0, (target or state.journal.last_seq) - state.covered_op_seq),
+                "operations_left": max(
+                    0, (target or state.journal.last_seq) - state.covered_op_seq
+                ),
                 "error": engine.committer.last_error or state.read_only_reason,
             }
         )

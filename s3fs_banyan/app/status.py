@@ -9,9 +9,7 @@ from s3fs_banyan.app.engine import Engine
 from s3fs_banyan.config import Config
 
 
-def engine_status(
-    engine: Engine, url: str, mountpoint: Path, config: Config
-) -> dict[str, object]:
+def engine_status(engine: Engine, url: str, mountpoint: Path, config: Config) -> dict[str, object]:
     """Return the state of a mount. Secrets never appear."""
     state, ctx = engine.state, engine.ctx
     head = state.committed.head

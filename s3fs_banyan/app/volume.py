@@ -67,7 +67,9 @@ def read_volume(store: RemoteFileSystem) -> VolumeDescriptor:
             f"no volume at {store.url}: make one with s3fs-banyan mkfs", exit_code=ExitCode.VOLUME
         )
     if first.path == WRITER or first.path.startswith(_OURS):
-        raise Corrupt("volume", VOLUME, "the descriptor is missing although other objects are there")
+        raise Corrupt(
+            "volume", VOLUME, "the descriptor is missing although other objects are there"
+        )
     raise UsageError(
         f"{store.url} holds something else ({first.path}), no volume", exit_code=ExitCode.VOLUME
     )

@@ -21,8 +21,12 @@ from s3fs_banyan.runtime import register_failpoint
 
 log = logging.getLogger(__name__)
 
-FP_CHECKPOINT_COPIED = register_failpoint("checkpoint-copied", "step 7: the copy is taken, nothing is sent")
-FP_CHECKPOINT_SENT = register_failpoint("checkpoint-sent", "step 7 done: the manifest is in the store")
+FP_CHECKPOINT_COPIED = register_failpoint(
+    "checkpoint-copied", "step 7: the copy is taken, nothing is sent"
+)
+FP_CHECKPOINT_SENT = register_failpoint(
+    "checkpoint-sent", "step 7 done: the manifest is in the store"
+)
 
 _DELTA_BYTES_MIN = 4 << 20
 

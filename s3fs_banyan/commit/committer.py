@@ -45,9 +45,13 @@ FP_CUT = register_failpoint("cut", "step 1 done: CUT record appended, dirty set 
 FP_CUT_SYNCED = register_failpoint("cut-synced", "step 2 done: the CUT record is on the disk")
 FP_DELTA = register_failpoint("delta-written", "step 3: the delta is written, nothing is sealed")
 FP_SEALED = register_failpoint("sealed", "step 3 done: packs and the commit's body are sealed")
-FP_UPLOADED = register_failpoint("uploaded", "step 4 done: packs are in the store, no commit names them")
+FP_UPLOADED = register_failpoint(
+    "uploaded", "step 4 done: packs are in the store, no commit names them"
+)
 FP_PUBLISHED = register_failpoint("published", "step 5 done: the commit is in the store only")
-FP_APPLIED = register_failpoint("applied", "step 6: committed.db has the commit, journal not recycled")
+FP_APPLIED = register_failpoint(
+    "applied", "step 6: committed.db has the commit, journal not recycled"
+)
 FP_RECYCLED = register_failpoint("recycled", "step 6 done: the journal is recycled behind the cut")
 
 _RETRY_FIRST_S = 0.5
@@ -127,7 +131,11 @@ class Committer:
         """Wait until something is dirty and the interval has passed, or someone waits."""
         state, settings = self._state, self._ctx.settings
         while True:
-            if not state.oldest_uncommitted_ns and not state.urgent and not self._extras.wants_commit():
+            if (
+                not state.oldest_uncommitted_ns
+                and not state.urgent
+                and not self._extras.wants_commit()
+            ):
                 self.phase = "idle"
                 await state.commit_requests.wait()
             state.commit_requests = trio.Event()
@@ -167,7 +175,7 @@ class Committer:
         if not state.live.is_dirty() and not self._extras.wants_commit():
             state.oldest_uncommitted_ns = 0
             state.note_covered(state.journal.last_seq)
-            state.commits_done += 1
+            state.note_commit_done()
             return
         cut = await self._cut()
         runtime.failpoint(FP_CUT)
@@ -192,7 +200,7 @@ class Committer:
             state.live.merge_dirty()
             state.request_commit()
         self._clean_outbox(cut, body)
-        state.commits_done += 1
+        state.note_commit_done()
         await self._extras.after_commit()
 
     async def _cut(self) -> _CutTaken:
@@ -276,7 +284,9 @@ class Committer:
         body = await self._patiently("seal", self._worker.finish)
         await self._worker.end()
         if body.damaged:
-            log.error("journal records of chunks %s are damaged: their bytes are lost", body.damaged)
+            log.error(
+                "journal records of chunks %s are damaged: their bytes are lost", body.damaged
+            )
             self._ctx.metrics.corruption_detected("journal_record").add(len(body.damaged))
         return body
 
@@ -391,7 +401,7 @@ class Committer:
         self._ctx.metrics.fenced.set(1)
         root = self._ctx.local.root
         self._state.turn_read_only(
-            f"{error}. Changes that were not published are kept in {root}; the next mount with this "
-            f"directory moves them to {self._ctx.local.aside}"
+            f"{error}. Changes that were not published are kept in {root}; the next mount with "
+            f"this directory moves them to {self._ctx.local.aside}"
         )
         await trio.lowlevel.checkpoint()

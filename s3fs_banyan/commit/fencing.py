@@ -21,7 +21,9 @@ from s3fs_banyan.runtime import register_failpoint
 
 log = logging.getLogger(__name__)
 
-FP_EPOCH_SYNCED = register_failpoint("epoch-synced", "the EPOCH record is on the disk, no fence yet")
+FP_EPOCH_SYNCED = register_failpoint(
+    "epoch-synced", "the EPOCH record is on the disk, no fence yet"
+)
 FP_FENCE_PUBLISHED = register_failpoint(
     "fence-published", "the fence is in the store, committed.db does not know"
 )
@@ -31,7 +33,9 @@ FP_FENCE_APPLIED = register_failpoint("fence-applied", "committed.db knows the f
 class Publisher:
     """Creates log objects, and tells from a collision whose it was."""
 
-    def __init__(self, ctx: Context, state: EngineState, log_store: CommitLog, writer: bytes) -> None:
+    def __init__(
+        self, ctx: Context, state: EngineState, log_store: CommitLog, writer: bytes
+    ) -> None:
         self._ctx = ctx
         self._state = state
         self._log = log_store
@@ -148,6 +152,8 @@ class Publisher:
         try:
             there = await self._ctx.runtime.in_thread(self._log.read, head.seq, pool="store")
         except ObjectMissing as error:
-            raise Fenced(f"commit {head.seq} is not in the store any more: it was rolled back") from error
+            raise Fenced(
+                f"commit {head.seq} is not in the store any more: it was rolled back"
+            ) from error
         if there.digest != head.digest:
             raise Fenced(f"commit {head.seq} in the store is not the one this mount published")

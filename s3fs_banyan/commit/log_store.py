@@ -116,7 +116,7 @@ class CommitLog:
         return delta, placements
 
     def follow(self, committed: Committed, head: Head) -> Head:
-        """Apply every commit behind `head`; raises `ObjectMissing` if the next one was reclaimed."""
+        """Apply every commit behind `head`; `ObjectMissing` if the next one was reclaimed."""
         numbers = self.sequence_numbers(head.seq)
         for seq in numbers:
             if seq != head.seq + 1:
@@ -149,9 +149,7 @@ class CommitLog:
                 raise Corrupt("checkpoint piece", key, "its bytes differ from its name")
             yield decode_blob(stored, key)
 
-    def load(
-        self, path: Path, *, vfs: str | None, volume: VolumeDescriptor
-    ) -> Committed:
+    def load(self, path: Path, *, vfs: str | None, volume: VolumeDescriptor) -> Committed:
         """Make committed.db from the newest checkpoint that is whole, and the commits behind it.
 
         Raises the last checkpoint's error if none is whole although some exist.
@@ -189,14 +187,18 @@ class CommitLog:
                     file.write(piece)
             data_hash = _hash_of(source)
             if data_hash != manifest.database_hash:
-                raise Corrupt("checkpoint", checkpoint_key(seq), "its pieces do not make its database")
+                raise Corrupt(
+                    "checkpoint", checkpoint_key(seq), "its pieces do not make its database"
+                )
             return restore_committed(
                 path, source, vfs=vfs, volume_id=volume.volume_id, key=checkpoint_key(seq)
             )
         finally:
             source.unlink(missing_ok=True)
 
-    def write_checkpoint(self, copy: Path, head: Head, known_pieces: set[str]) -> CheckpointManifest:
+    def write_checkpoint(
+        self, copy: Path, head: Head, known_pieces: set[str]
+    ) -> CheckpointManifest:
         """Upload a copy of committed.db as the checkpoint of `head`; the manifest goes last.
 
         `known_pieces` are names that are surely in the store; new ones are added to it.

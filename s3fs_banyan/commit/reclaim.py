@@ -43,8 +43,12 @@ from s3fs_banyan.runtime import register_failpoint
 
 log = logging.getLogger(__name__)
 
-FP_RECLAIM_CHOSEN = register_failpoint("reclaim-chosen", "reclaim: a commit moved the window, nothing is deleted")
-FP_RECLAIM_DELETED = register_failpoint("reclaim-deleted", "reclaim: objects are deleted, rows are not forgotten")
+FP_RECLAIM_CHOSEN = register_failpoint(
+    "reclaim-chosen", "reclaim: a commit moved the window, nothing is deleted"
+)
+FP_RECLAIM_DELETED = register_failpoint(
+    "reclaim-deleted", "reclaim: objects are deleted, rows are not forgotten"
+)
 
 CLOCK_SKEW_NS_MAX: Final = 300 * 10**9
 _HOUR_NS: Final = 3600 * 10**9
@@ -150,7 +154,7 @@ class Reclaimer:
     async def _wait_commit(self) -> None:
         done = self._state.commits_done
         while self._state.commits_done <= done and not self._state.read_only_reason:
-            await trio.sleep(0.2)
+            await self._state.wait_commit_done()
 
     async def _store_now(self) -> int | None:
         """Return the store's clock; None (and a warning) if it and ours differ too much."""
@@ -160,7 +164,10 @@ class Reclaimer:
         skew_ns = abs(meta.modified_ns - begin_ns)
         if skew_ns > CLOCK_SKEW_NS_MAX:
             self.last_problem = f"the clocks differ by {skew_ns // 10**9} s"
-            log.warning("nothing is reclaimed: the local clock and the store's differ by %d s", skew_ns // 10**9)
+            log.warning(
+                "nothing is reclaimed: the local clock and the store's differ by %d s",
+                skew_ns // 10**9,
+            )
             return None
         return meta.modified_ns
 
@@ -173,9 +180,7 @@ class Reclaimer:
     async def _load_times(self) -> None:
         metas = await self._ctx.runtime.in_thread(self._list, LOG_PREFIX, pool="store")
         self._commit_times = {
-            seq: meta.modified_ns
-            for meta in metas
-            if (seq := parse_log_key(meta.path)) is not None
+            seq: meta.modified_ns for meta in metas if (seq := parse_log_key(meta.path)) is not None
         }
 
     def _list(self, prefix: str) -> list[FileMeta]:
@@ -331,8 +336,9 @@ class Reclaimer:
             sizes = [size for _, size, k in plan.keys if k == kind]
             self._ctx.metrics.reclaimed(kind, objects=len(sizes), size_bytes=sum(sizes))
         self._checkpointer.forget_checkpoints(
-            seq for key, _, kind in plan.keys if kind == "checkpoint" and (seq := int(key[-20:])) >= 0
+            seq
+            for key, _, kind in plan.keys
+            if kind == "checkpoint" and (seq := int(key[-20:])) >= 0
         )
         if keys:
             log.info("reclaimed %d objects", len(keys))
-

@@ -14,8 +14,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
-import apsw
-
 from s3fs_banyan.commit.context import Context
 from s3fs_banyan.commit.local import LocalDirectory, load_epochs, load_last_cut
 from s3fs_banyan.commit.log_store import CommitLog
@@ -27,7 +25,6 @@ from s3fs_banyan.meta.live import LiveState, create_live, open_live, remove_live
 from s3fs_banyan.model import BeginEpoch, Cut
 
 log = logging.getLogger(__name__)
-
 
 
 @dataclass(slots=True, kw_only=True)
@@ -210,7 +207,7 @@ def _give_up_journal(ctx: Context, committed: Committed, facts: _JournalFacts) -
         ctx.disk.sync_directory(directory)
         kept = str(directory)
         log.error(
-            "another writer took this volume over; changes that were never published are kept in %s",
+            "another writer took this volume over; changes never published are kept in %s",
             directory,
         )
     else:
@@ -254,7 +251,7 @@ def _open_live(
     if ctx.local.live.exists():
         try:
             live = open_live(ctx.local.live, boot_id=boot_id, volume_id=volume_id)
-        except (KeyError, ValueError, apsw.Error) as error:
+        except Corrupt as error:
             log.info("live.db is made again: %s", error)
     end = ReplayEnd(op_seq=0, chain=0)
     replayed = floor = 0
@@ -293,9 +290,7 @@ def _open_live(
     return live, journal, replayed
 
 
-def _replay_into(
-    ctx: Context, live: LiveState, found: list[FoundSegment], end: ReplayEnd
-) -> int:
+def _replay_into(ctx: Context, live: LiveState, found: list[FoundSegment], end: ReplayEnd) -> int:
     count = 0
     for segment, position, record in replay(ctx.disk, found, live.op_seq, live.chain, end):
         live.apply(record.op, record.op_seq, record.checksum, segment, position)

@@ -15,9 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
-
-import apsw
+from typing import Final
 
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import Corrupt, ObjectMissing
@@ -29,6 +27,7 @@ from s3fs_banyan.format.pack import PackEntry, encode_pack_tail
 from s3fs_banyan.journal.disk import Disk, DiskFile
 from s3fs_banyan.journal.log import read_write_record
 from s3fs_banyan.meta.committed import PlacementRow, write_placements
+from s3fs_banyan.meta.seal_list import SealItem, SealList
 from s3fs_banyan.remote.base import RemoteFileSystem
 
 _RECORDS_CACHED: Final = 16
@@ -74,29 +73,19 @@ class CommitBody:
     """Chunks whose journal records rotted: published without a place, their bytes are lost."""
 
 
-class _Item(NamedTuple):
-    chunk: int
-    length: int
-    directory: int
-    ino: int
-    offset: int
-    source_key: str
-    """Empty for a young chunk; else the object from which a living chunk is moved."""
-    source_offset: int
-    stored_length: int
-
-
 class Sealing:
     """One commit's sealing, from plan to body."""
 
-    def __init__(self, job: SealJob, *, disk: Disk, store: RemoteFileSystem, cache: BlockCache) -> None:
+    def __init__(
+        self, job: SealJob, *, disk: Disk, store: RemoteFileSystem, cache: BlockCache
+    ) -> None:
         self._job = job
         self._disk = disk
         self._store = store
         self._cache = cache
-        self._db = apsw.Connection(job.seal_db, flags=apsw.SQLITE_OPEN_READONLY)
-        self._groups: list[list[_Item]] = []
-        self._inline: list[_Item] = []
+        self._list = SealList(Path(job.seal_db))
+        self._groups: list[list[SealItem]] = []
+        self._inline: list[SealItem] = []
         self._packs: list[tuple[int, str, str, int]] = []
         self._places: list[PlacementRow] = []
         self._damaged: list[int] = []
@@ -110,10 +99,9 @@ class Sealing:
         What is small in all goes inline; of more, full packs are made, and a small remainder
         goes inline, too. The pack size counts raw bytes, so that 1 GiB is sixteen packs.
         """
-        items = list(self._items())
-        group: list[_Item] = []
+        group: list[SealItem] = []
         size = 0
-        for item in items:
+        for item in self._list.items():
             if size + item.length > self._job.pack_bytes and group:
                 self._groups.append(group)
                 group, size = [], 0
@@ -124,19 +112,6 @@ class Sealing:
         elif group:
             self._groups.append(group)
         return len(self._groups)
-
-    def _items(self) -> Iterator[_Item]:
-        moves = self._db.execute(
-            "SELECT 1 FROM sqlite_master WHERE name = 'move'"
-        ).fetchall()
-        sql = "SELECT id, length, directory, ino, offset, '', 0, 0 FROM chunk"
-        if moves:
-            sql += (
-                " UNION ALL SELECT chunk, length, directory, ino, offset, key, source_offset,"
-                " stored_length FROM move"
-            )
-        for row in self._db.execute(f"{sql} ORDER BY directory, ino, offset"):
-            yield _Item(*row)
 
     # --- packs ---------------------------------------------------------------------------
 
@@ -192,7 +167,7 @@ class Sealing:
 
     # --- chunks --------------------------------------------------------------------------
 
-    def _encoded(self, items: list[_Item]) -> Iterator[tuple[_Item, bytes, bytes]]:
+    def _encoded(self, items: list[SealItem]) -> Iterator[tuple[SealItem, bytes, bytes]]:
         """Give (item, stored chunk, frame table); damaged chunks are left out and named."""
         for item in items:
             try:
@@ -208,24 +183,21 @@ class Sealing:
                 continue
             yield item, stored, frames
 
-    def _young_bytes(self, item: _Item) -> bytes:
+    def _young_bytes(self, item: SealItem) -> bytes:
         """Put a young chunk together from its pieces, each record verified."""
         parts = []
         position = 0
-        rows = self._db.execute(
-            "SELECT offset, length, segment, position, record_offset, op_seq FROM piece"
-            " WHERE chunk = ? ORDER BY offset",
-            (item.chunk,),
-        ).fetchall()
-        for offset, length, segment, record, record_offset, op_seq in rows:
-            if offset != position:
+        for piece in self._list.pieces(item.chunk):
+            if piece.offset != position:
                 raise Corrupt("chunk", str(item.chunk), f"no piece at byte {position}")
-            data = self._record(segment, record, op_seq)
-            take = min(length, item.length - position)
-            parts.append(data[record_offset : record_offset + take])
+            data = self._record(piece.segment, piece.position, piece.op_seq)
+            take = min(piece.length, item.length - position)
+            parts.append(data[piece.record_offset : piece.record_offset + take])
             position += take
         if position != item.length:
-            raise Corrupt("chunk", str(item.chunk), f"{position} of {item.length} bytes have pieces")
+            raise Corrupt(
+                "chunk", str(item.chunk), f"{position} of {item.length} bytes have pieces"
+            )
         return b"".join(parts)
 
     def _record(self, segment: int, position: int, op_seq: int) -> bytes:
@@ -241,7 +213,7 @@ class Sealing:
                 self._records.popitem(last=False)
         return data
 
-    def _moved(self, item: _Item) -> bytes:
+    def _moved(self, item: SealItem) -> bytes:
         """Return a living chunk as stored, for its new place; its header is verified."""
         block_bytes = self._cache.block_bytes
         first = item.source_offset // block_bytes
@@ -303,5 +275,4 @@ class Sealing:
         """Close files; nothing of the outbox is removed here."""
         for file in self._files.values():
             file.close()
-        self._db.close()
-
+        self._list.close()

@@ -17,7 +17,7 @@ from s3fs_banyan.errors import NoSpace, ReadOnly
 from s3fs_banyan.journal.log import Appended, Journal
 from s3fs_banyan.meta.committed import Committed
 from s3fs_banyan.meta.live import LiveState
-from s3fs_banyan.model import Operation, Place, Piece, Write
+from s3fs_banyan.model import Operation, Piece, Place, Write
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +166,15 @@ class EngineState:
     def note_covered(self, op_seq: int) -> None:
         """Everything up to `op_seq` is in the store."""
         self.covered_op_seq = max(self.covered_op_seq, op_seq)
+        self.notify_covered()
+
+    async def wait_commit_done(self) -> None:
+        """Wait until a commit was carried out, or the mount turned read-only. Safe to cancel."""
+        await self._covered_changed.wait()
+
+    def note_commit_done(self) -> None:
+        """A commit was carried out, or nothing was to be committed."""
+        self.commits_done += 1
         self.notify_covered()
 
     def notify_covered(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import trio
 
-from s3fs_banyan.commit.sealing import CommitBody, SealedPack, SealJob, Sealing
+from s3fs_banyan.commit.sealing import CommitBody, SealedPack, Sealing, SealJob
 from s3fs_banyan.errors import BanyanFSError, Corrupt, StoreError, Unavailable
 from s3fs_banyan.runtime import Runtime
 
@@ -144,7 +144,7 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
             )
             theirs.close()
-            ours.setblocking(False)  # noqa: FBT003  # the socket module's own signature
+            ours.setblocking(False)  # the socket module's own signature
             self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
             self._buffer.clear()
             ours_setup = (json.dumps(self._setup) + "\n").encode()

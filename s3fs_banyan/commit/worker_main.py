@@ -13,14 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from s3fs_banyan.commit.sealing import SealedPack, SealJob, Sealing
+from s3fs_banyan.commit.sealing import SealedPack, Sealing, SealJob
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.data.cache import DiskBlockCache
 from s3fs_banyan.journal.disk import RealDisk
 from s3fs_banyan.observe import setup_logging
+from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.open import open_store
 from s3fs_banyan.remote.options import StoreOptions
-from s3fs_banyan.remote.base import RemoteFileSystem
 
 _PR_SET_PDEATHSIG = 1
 _UPLOADS_AT_ONCE = 4
@@ -42,7 +42,7 @@ class WorkerServer:
         """Carry out one request and send its answer, or the error that it met."""
         try:
             answer = {"id": request["id"], "result": self._carry_out(request)}
-        except Exception as error:  # noqa: BLE001  # every error crosses to the daemon, which decides
+        except Exception as error:  # every error crosses to the daemon, which decides
             log.debug("request %s failed", request["method"], exc_info=True)
             answer = {
                 "id": request["id"],

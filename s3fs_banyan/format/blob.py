@@ -24,7 +24,7 @@ _HEAD = struct.Struct("<4sBBHQQQ")
 
 def encode_blob(raw: Bytes) -> bytes:
     """Return `raw` compressed and checksummed (raw where compression does not help)."""
-    packed = snappy.compress(bytes(raw))
+    packed: bytes = snappy.compress(bytes(raw))
     codec = _CODEC_SNAPPY
     if len(packed) >= len(raw):
         packed, codec = bytes(raw), _CODEC_RAW
@@ -56,8 +56,8 @@ def decode_blob(stored: Bytes, key: str) -> bytes:
     if codec != _CODEC_SNAPPY:
         raise UnsupportedVersion("blob codec", codec, _CODEC_SNAPPY)
     try:
-        raw: bytes = snappy.uncompress(packed)
-    except Exception as error:  # noqa: BLE001  # the binding raises several unrelated classes
+        raw = bytes(snappy.uncompress(packed))
+    except Exception as error:  # the binding raises several unrelated classes
         raise Corrupt("blob", key, str(error)) from error
     if len(raw) != raw_length:
         raise Corrupt("blob", key, f"decodes to {len(raw)} bytes, its header says {raw_length}")

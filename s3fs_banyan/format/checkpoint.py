@@ -67,7 +67,9 @@ def decode_manifest(stored: Bytes, key: str) -> CheckpointManifest:
 def seal_json(body: dict[str, object]) -> bytes:
     """Return canonical JSON with a checksum in it: the form of every small named object."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return (json.dumps({**body, "checksum": sha256_hex(text.encode())}, sort_keys=True) + "\n").encode()
+    return (
+        json.dumps({**body, "checksum": sha256_hex(text.encode())}, sort_keys=True) + "\n"
+    ).encode()
 
 
 def open_json(stored: Bytes, kind: str, version_known: int, key: str) -> dict[str, object]:
@@ -89,7 +91,7 @@ def open_json(stored: Bytes, kind: str, version_known: int, key: str) -> dict[st
 
 
 def _is_hash(value: object) -> bool:
-    return isinstance(value, str) and len(value) == 64 and _HEX.issuperset(value)  # noqa: PLR2004
+    return isinstance(value, str) and len(value) == 64 and _HEX.issuperset(value)
 
 
 def _int(body: dict[str, object], name: str, key: str) -> int:

@@ -75,7 +75,9 @@ def decode_frame_table(chunk_id: int, length: int, table: bytes) -> list[Frame]:
     """
     count = -(-length // FRAME_BYTES)
     if len(table) != count * _FRAME.size or not 0 < count <= FRAMES_MAX:
-        raise Corrupt("frame table", f"of chunk {chunk_id}", f"{len(table)} bytes for {count} frames")
+        raise Corrupt(
+            "frame table", f"of chunk {chunk_id}", f"{len(table)} bytes for {count} frames"
+        )
     frames = []
     offset = header_bytes(count)
     left = length
@@ -103,7 +105,7 @@ def decode_frame(chunk_id: int, index: int, frame: Frame, stored: Bytes, key: st
     elif frame.codec == CODEC_SNAPPY:
         try:
             raw = snappy.uncompress(bytes(stored))
-        except Exception as error:  # noqa: BLE001  # the binding raises several unrelated classes
+        except Exception as error:  # the binding raises several unrelated classes
             raise Corrupt("frame", key, f"chunk {chunk_id} frame {index}: {error}") from error
     else:
         raise UnsupportedVersion("frame codec", frame.codec, CODEC_SNAPPY)

@@ -62,7 +62,7 @@ class CommitFooter:
 
 def encode_footer(footer: CommitFooter) -> bytes:
     """Return the footer's bytes, the last thing in a commit."""
-    if len(footer.writer) != 16 or len(footer.predecessor) != DIGEST_BYTES:  # noqa: PLR2004
+    if len(footer.writer) != 16 or len(footer.predecessor) != DIGEST_BYTES:
         raise ValueError("writer id of 16 bytes and digest of 32 bytes expected")
     if len(footer.kept) > KEPT_MAX:
         raise ValueError(f"{len(footer.kept)} kept commits, at most {KEPT_MAX} fit")

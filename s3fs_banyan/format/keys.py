@@ -53,7 +53,7 @@ def pack_key(epoch: int, pack_id: int, content_hash: str) -> str:
 def parse_pack_key(key: str) -> tuple[int, int] | None:
     """Return (epoch, pack id) of a pack key, None for any other key."""
     parts = key.removeprefix(PACK_PREFIX).split("/")
-    if key == parts[0] or len(parts) != 2 or not parts[0].isdecimal():  # noqa: PLR2004
+    if key == parts[0] or len(parts) != 2 or not parts[0].isdecimal():
         return None
     pack_id, dash, content_hash = parts[1].partition("-")
     if not dash or len(content_hash) != _HASH_DIGITS:

@@ -40,7 +40,7 @@ _HEADER = struct.Struct("<IIBBHIQQQ")
 _CHECKSUM = struct.Struct("<Q")
 _SEGMENT = struct.Struct("<8sIIQQQQ16s")
 RECORD_HEADER_BYTES: Final = _HEADER.size + _CHECKSUM.size
-if RECORD_HEADER_BYTES != 48:  # noqa: PLR2004
+if RECORD_HEADER_BYTES != 48:
     raise AssertionError("the byte table in docs/format/journal.md says 48")
 
 BODY_BYTES_MAX: Final = 128 * 1024
@@ -96,13 +96,23 @@ def _encode_set_attributes(op: SetAttributes) -> bytes:
 
 def _decode_set_attributes(body: bytes) -> SetAttributes:
     ino, mask, *fields, ctime_ns = _SETATTR.unpack(body)
-    chosen = [value if mask & (1 << bit) else None for bit, value in enumerate(fields)]
-    return SetAttributes(ino, *chosen, ctime_ns)
+    mode, uid, gid, size, atime_ns, mtime_ns = (
+        value if mask & (1 << bit) else None for bit, value in enumerate(fields)
+    )
+    return SetAttributes(ino, mode, uid, gid, size, atime_ns, mtime_ns, ctime_ns)
 
 
 def _encode_make(op: Make) -> bytes:
     head = _MAKE.pack(
-        op.parent, op.ino, op.mode, op.uid, op.gid, op.rdev, op.time_ns, len(op.name), len(op.target)
+        op.parent,
+        op.ino,
+        op.mode,
+        op.uid,
+        op.gid,
+        op.rdev,
+        op.time_ns,
+        len(op.name),
+        len(op.target),
     )
     return head + op.name + op.target
 
@@ -129,12 +139,14 @@ def _encode_name(op: Unlink | Rmdir) -> bytes:
 
 def _decode_unlink(body: bytes) -> Unlink:
     parent, time_ns, name_len = _NAME.unpack_from(body)
-    return Unlink(parent, *_tails(body, _NAME.size, name_len), time_ns)
+    (name,) = _tails(body, _NAME.size, name_len)
+    return Unlink(parent, name, time_ns)
 
 
 def _decode_rmdir(body: bytes) -> Rmdir:
     parent, time_ns, name_len = _NAME.unpack_from(body)
-    return Rmdir(parent, *_tails(body, _NAME.size, name_len), time_ns)
+    (name,) = _tails(body, _NAME.size, name_len)
+    return Rmdir(parent, name, time_ns)
 
 
 def _encode_rename(op: Rename) -> bytes:
@@ -229,7 +241,15 @@ def encode_record(
         data = op.data  # type: ignore[union-attr]  # the kind says it is a Write
         data_sum = xxh3(data)
     head = _HEADER.pack(
-        len(body), len(data), kind, RECORD_VERSION, 0, tid & 0xFFFFFFFF, op_seq, synced_seq, data_sum
+        len(body),
+        len(data),
+        kind,
+        RECORD_VERSION,
+        0,
+        tid & 0xFFFFFFFF,
+        op_seq,
+        synced_seq,
+        data_sum,
     )
     checksum = xxh3(head + body, seed=chain)
     return head + _CHECKSUM.pack(checksum) + body, data, checksum

@@ -1,4 +1,4 @@
-"""The volume descriptor `volume.json` and the heartbeat `writer`. Table: `docs/format/volume.md`."""
+"""The descriptor `volume.json` and the heartbeat `writer`. Table: `docs/format/volume.md`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def decode_volume(stored: Bytes, key: str) -> VolumeDescriptor:
             raise Corrupt("volume", key, f"{field.name} is missing or malformed")
         values[field.name] = tuple(value) if isinstance(value, list) else value
     volume = VolumeDescriptor(**values)  # type: ignore[arg-type]  # checked field by field above
-    if len(volume.volume_id) != 32 or not PACK_BYTES_MIN <= volume.pack_bytes <= PACK_BYTES_MAX:  # noqa: PLR2004
+    if len(volume.volume_id) != 32 or not PACK_BYTES_MIN <= volume.pack_bytes <= PACK_BYTES_MAX:
         raise Corrupt("volume", key, "volume_id or pack_bytes is out of range")
     if volume.features_refuse:
         raise UnsupportedVersion(

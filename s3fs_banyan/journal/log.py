@@ -58,7 +58,7 @@ class Appended(NamedTuple):
     position: int
 
 
-class PieceGone(Exception):  # noqa: N818  # no error: the segment was recycled, the place is known
+class PieceGone(Exception):  # no error: the segment was recycled, the place is known
     """The segment was recycled: the bytes are sealed and placed by now."""
 
 
@@ -226,9 +226,7 @@ class Journal:
         path, file = self._spares.popleft()
         self._spare_wanted.set()
         self._number += 1
-        header = SegmentHeader(
-            self._number, first_op_seq, chain, self.synced_seq, self._volume_id
-        )
+        header = SegmentHeader(self._number, first_op_seq, chain, self.synced_seq, self._volume_id)
         file.pwritev((encode_segment_header(header),), 0)
         segment = Segment(path, file, self._number, SEGMENT_HEADER_BYTES, first_op_seq - 1)
         self._segments[segment.number] = segment

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from s3fs_banyan.format.record import (
-    SEGMENT_HEADER_BYTES,
     RECORD_HEADER_BYTES,
+    SEGMENT_HEADER_BYTES,
     Record,
     RecordHead,
     SegmentHeader,

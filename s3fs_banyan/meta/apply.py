@@ -75,9 +75,7 @@ class Fold:
         is_directory = stat.S_ISDIR(op.mode)
         size = len(op.target) if stat.S_ISLNK(op.mode) else 0
         nlink = 2 if is_directory else 1
-        tree.add(
-            Attributes(op.ino, op.mode, nlink, op.uid, op.gid, op.rdev, size, now, now, now)
-        )
+        tree.add(Attributes(op.ino, op.mode, nlink, op.uid, op.gid, op.rdev, size, now, now, now))
         tree.set_counter("next_ino", max(tree.counter("next_ino"), op.ino + 1))
         if stat.S_ISLNK(op.mode):
             tree.add_symlink(op.ino, op.target)
@@ -191,9 +189,7 @@ class Fold:
 
     def _touch_directory(self, ino: int, time_ns: int, change: int) -> None:
         old = self._tree.inode(ino)
-        self._tree.put(
-            old._replace(nlink=old.nlink + change, mtime_ns=time_ns, ctime_ns=time_ns)
-        )
+        self._tree.put(old._replace(nlink=old.nlink + change, mtime_ns=time_ns, ctime_ns=time_ns))
 
 
 def _without_set_id(mode: int) -> int:

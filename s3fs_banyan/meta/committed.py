@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import apsw
 
@@ -25,6 +25,7 @@ from s3fs_banyan.meta.database import (
     open_database,
     open_scratch,
     run_script,
+    runner,
 )
 from s3fs_banyan.meta.tables import STATE_COLUMNS, STATE_KEYS, committed_sql, schema_sql
 from s3fs_banyan.model import Place
@@ -96,7 +97,7 @@ class CommittedView:
     """Queries over packs and places; one connection, one thread."""
 
     def __init__(self, connection: apsw.Connection) -> None:
-        self._run = connection.cursor().execute
+        self._run = runner(connection)
 
     def packs(self) -> list[PackRow]:
         """Return all rows of the pack table."""
@@ -104,11 +105,12 @@ class CommittedView:
 
     def living_chunks(self, pack: int) -> list[tuple[int, int, int, str, int, int]]:
         """Return (chunk, length, pack, key, offset, stored length) of what lives in a pack."""
-        return self._run(
+        rows: list[tuple[int, int, int, str, int, int]] = self._run(
             "SELECT c.id, c.length, p.pack, k.key, p.offset, p.stored_length FROM place p"
             " JOIN pack k ON k.id = p.pack JOIN chunk c ON c.id = p.chunk WHERE p.pack = ?",
             (pack,),
         ).fetchall()
+        return rows
 
     def all_chunks(self) -> Iterator[tuple[int, int, str | None, int, int, bytes]]:
         """Give (chunk, length, key, offset, stored length, frames) by object; key None: no place."""
@@ -133,14 +135,10 @@ class Committed:
 
     def place(self, chunk: int) -> Place | None:
         """Return where a sealed chunk lies, or None."""
-        rows = (
-            self._read()
-            .execute(
-                "SELECT k.key, p.offset, p.stored_length, p.frames FROM place p"
-                " JOIN pack k ON k.id = p.pack WHERE p.chunk = ?",
-                (chunk,),
-            )
-            .fetchall()
+        rows = self._query(
+            "SELECT k.key, p.offset, p.stored_length, p.frames FROM place p"
+            " JOIN pack k ON k.id = p.pack WHERE p.chunk = ?",
+            (chunk,),
         )
         if not rows:
             return None
@@ -149,8 +147,12 @@ class Committed:
 
     def object_size(self, key: str) -> int | None:
         """Return the size of the pack or commit under `key`, if chunks in it are alive."""
-        rows = self._read().execute("SELECT size FROM pack WHERE key = ?", (key,)).fetchall()
+        rows = self._query("SELECT size FROM pack WHERE key = ?", (key,))
         return rows[0][0] if rows else None
+
+    def _query(self, sql: str, values: tuple[int | str, ...]) -> list[Any]:
+        rows: list[Any] = self._read().execute(sql, values).fetchall()
+        return rows
 
     def _read(self) -> apsw.Connection:
         if self._reader is None:
@@ -207,15 +209,15 @@ class Committed:
         for name, value in values.items():
             self._writer.execute(
                 "INSERT INTO head VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2",
-                (name, value),  # type: ignore[arg-type]  # int, str and bytes only
+                (name, value),
             ).fetchall()
 
     def _apply_rows(self) -> None:
-        for table, columns in STATE_COLUMNS.items():
-            keys = STATE_KEYS[table]
+        for table, keys in STATE_KEYS.items():
             listed = ", ".join(keys)
             self._writer.execute(
-                f"DELETE FROM main.{table} WHERE ({listed}) IN (SELECT {listed} FROM delta.dead_{table})"
+                f"DELETE FROM main.{table}"
+                f" WHERE ({listed}) IN (SELECT {listed} FROM delta.dead_{table})"
             ).fetchall()
         for table, columns in STATE_COLUMNS.items():
             keys = STATE_KEYS[table]
@@ -229,7 +231,8 @@ class Committed:
 
     def _apply_placements(self, seq: int) -> None:
         self._writer.execute(
-            "INSERT INTO main.pack SELECT p.id, p.key, p.class, p.size, 0, ?1, NULL FROM placed.pack p"
+            "INSERT INTO main.pack SELECT p.id, p.key, p.class, p.size, 0, ?1, NULL"
+            " FROM placed.pack p"
             " WHERE NOT EXISTS (SELECT 1 FROM main.pack q WHERE q.id = p.id)",
             (seq,),
         ).fetchall()
@@ -275,7 +278,9 @@ class Committed:
 
     def copy_to(self, path: Path) -> None:
         """Write a plain copy of the database, page for page; for a thread."""
-        source = open_database(self.path, vfs=self.vfs, durable=True, read_only=True, cache_kib=2048)
+        source = open_database(
+            self.path, vfs=self.vfs, durable=True, read_only=True, cache_kib=2048
+        )
         target = open_scratch(path)
         try:
             with target.backup("main", source, "main") as backup:
@@ -299,7 +304,7 @@ class Committed:
 
 
 def _read_head(connection: apsw.Connection) -> Head:
-    values = dict(connection.execute("SELECT name, value FROM head").fetchall())
+    values: dict[str, Any] = dict(runner(connection)("SELECT name, value FROM head").fetchall())
     if values["level"] != COMMITTED_LEVEL:
         raise KeyError("committed.db of another release")
     return Head(
@@ -355,12 +360,14 @@ def create_committed(path: Path, *, vfs: str | None, volume: VolumeDescriptor) -
         "dense_from": 0,
         "kept": "",
     }
-    writer.executemany("INSERT INTO head VALUES (?, ?)", list(values.items()))  # type: ignore[arg-type]
+    writer.executemany("INSERT INTO head VALUES (?, ?)", list(values.items()))
     writer.execute("COMMIT").fetchall()
     return Committed(path, vfs=vfs, writer=writer)
 
 
-def restore_committed(path: Path, source: Path, *, vfs: str | None, volume_id: str, key: str) -> Committed:
+def restore_committed(
+    path: Path, source: Path, *, vfs: str | None, volume_id: str, key: str
+) -> Committed:
     """Make committed.db from a checkpoint's database file.
 
     Raises `Corrupt` naming `key` unless the file is sound and holds exactly our schema.

@@ -6,22 +6,28 @@ is drained. `run_script` drains.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import apsw
 
 from s3fs_banyan.errors import Corrupt
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.meta.tables import COUNTERS, STATE_COLUMNS, schema_sql
-from s3fs_banyan.model import ROOT_INO, first_chunk_of, Epoch
+from s3fs_banyan.model import ROOT_INO, Epoch, first_chunk_of
 
 S_IFDIR = 0o040000
 BUSY_MS = 20_000
 
 
 def open_database(
-    path: Path, *, vfs: str | None = None, durable: bool, cache_kib: int = 16_384, read_only: bool = False
+    path: Path,
+    *,
+    vfs: str | None = None,
+    durable: bool,
+    cache_kib: int = 16_384,
+    read_only: bool = False,
 ) -> apsw.Connection:
     """Open a database; `durable` ones survive a power cut at every commit.
 
@@ -29,7 +35,11 @@ def open_database(
     such a VFS has no shared memory; all others use a WAL, so that readers never wait.
     """
     flags = apsw.SQLITE_OPEN_URI
-    flags |= apsw.SQLITE_OPEN_READONLY if read_only else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+    flags |= (
+        apsw.SQLITE_OPEN_READONLY
+        if read_only
+        else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+    )
     connection = apsw.Connection(str(path), flags=flags, vfs=vfs)
     connection.set_busy_timeout(BUSY_MS)
     mode = "WAL" if vfs is None else "DELETE"
@@ -56,6 +66,14 @@ def open_scratch(path: Path) -> apsw.Connection:
     return connection
 
 
+def runner(connection: apsw.Connection) -> Callable[..., Any]:
+    """Return the `execute` of a cursor of its own.
+
+    The types of a row are those of its statement, which no type checker can know.
+    """
+    return connection.cursor().execute
+
+
 def run_script(connection: apsw.Connection, sql: str) -> None:
     """Run all statements of a string."""
     for _ in connection.execute(sql):
@@ -71,9 +89,7 @@ def attach(connection: apsw.Connection, path: Path, schema: str, *, vfs: str | N
 def attach_scratch(connection: apsw.Connection, path: Path, schema: str) -> None:
     """Attach a database to be made, without journal or sync."""
     attach(connection, path, schema)
-    run_script(
-        connection, f"PRAGMA {schema}.journal_mode = OFF; PRAGMA {schema}.synchronous = OFF"
-    )
+    run_script(connection, f"PRAGMA {schema}.journal_mode = OFF; PRAGMA {schema}.synchronous = OFF")
 
 
 def make_genesis(connection: apsw.Connection, volume: VolumeDescriptor) -> None:
@@ -93,7 +109,12 @@ def make_genesis(connection: apsw.Connection, volume: VolumeDescriptor) -> None:
         ),
     ).fetchall()
     first_chunk = int(first_chunk_of(Epoch(0)))
-    values = {"epoch": 0, "next_ino": ROOT_INO + 1, "next_chunk": first_chunk, "watermark": first_chunk}
+    values = {
+        "epoch": 0,
+        "next_ino": ROOT_INO + 1,
+        "next_chunk": first_chunk,
+        "watermark": first_chunk,
+    }
     connection.executemany(
         "INSERT INTO counter VALUES (?, ?)", [(name, values[name]) for name in COUNTERS]
     )
@@ -109,7 +130,9 @@ def check_foreign(path: Path, key: str, tables: Sequence[str]) -> None:
         try:
             connection.execute("PRAGMA trusted_schema = OFF").fetchall()
             found = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
-            odd = [f"{kind} {name}" for kind, name in found if kind != "table" or name not in tables]
+            odd = [
+                f"{kind} {name}" for kind, name in found if kind != "table" or name not in tables
+            ]
             if odd:
                 raise Corrupt("database", key, f"holds {odd[0]}, which is not ours")
             if len(found) != len(tables):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from s3fs_banyan.meta.committed import CommittedView
-from s3fs_banyan.meta.database import open_scratch, run_script
+from s3fs_banyan.meta.database import open_scratch, run_script, runner
 from s3fs_banyan.meta.live import Snapshot
 from s3fs_banyan.meta.tables import STATE_COLUMNS, STATE_KEYS, delta_sql
 
@@ -87,7 +87,7 @@ def _write_seal_list(snapshot: Snapshot, flip: int) -> tuple[int, int]:
     connection.execute(
         "INSERT INTO seal.piece SELECT p.* FROM seal.chunk c JOIN main.piece p ON p.chunk = c.id"
     ).fetchall()
-    count, total = connection.execute(
+    count, total = runner(connection)(
         "SELECT count(*), coalesce(sum(length), 0) FROM seal.chunk"
     ).fetchall()[0]
     return int(count), int(total)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import apsw
 
+from s3fs_banyan.meta.database import runner
 from s3fs_banyan.meta.tree import Tree
 from s3fs_banyan.model import CHUNK_BYTES_MAX, Extent, Piece
 
@@ -57,12 +58,12 @@ class Extents:
     """The extents of live.db. Synchronous; one event loop."""
 
     def __init__(self, connection: apsw.Connection, tree: Tree) -> None:
-        self._run = connection.cursor().execute
+        self._run = runner(connection)
         self._tree = tree
         self._tails: dict[int, _Tail] = {}
-        self.used_bytes: int = self._run(
-            "SELECT coalesce(sum(length), 0) FROM extent"
-        ).fetchall()[0][0]
+        self.used_bytes: int = self._run("SELECT coalesce(sum(length), 0) FROM extent").fetchall()[
+            0
+        ][0]
         """Live logical bytes: what statfs reports as used."""
 
     # --- queries -------------------------------------------------------------------------
@@ -86,7 +87,14 @@ class Extents:
     # --- writing -------------------------------------------------------------------------
 
     def write(
-        self, ino: int, offset: int, length: int, size: int, segment: int, position: int, op_seq: int
+        self,
+        ino: int,
+        offset: int,
+        length: int,
+        size: int,
+        segment: int,
+        position: int,
+        op_seq: int,
     ) -> None:
         """Let file bytes [offset, offset + length) be the data of one journal record.
 
@@ -141,13 +149,22 @@ class Extents:
         return step
 
     def _new_chunk(
-        self, ino: int, offset: int, length: int, segment: int, position: int, done: int, op_seq: int
+        self,
+        ino: int,
+        offset: int,
+        length: int,
+        segment: int,
+        position: int,
+        done: int,
+        op_seq: int,
     ) -> None:
         self._settle(ino)
         chunk = self._tree.counter("next_chunk")
         self._tree.set_counter("next_chunk", chunk + 1)
         self._run("INSERT INTO chunk VALUES (?, ?, 1)", (chunk, length)).fetchall()
-        self._run("INSERT INTO extent VALUES (?, ?, ?, ?, 0)", (ino, offset, length, chunk)).fetchall()
+        self._run(
+            "INSERT INTO extent VALUES (?, ?, ?, ?, 0)", (ino, offset, length, chunk)
+        ).fetchall()
         self._add_piece(chunk, 0, length, segment, position, done, op_seq)
         self.used_bytes += length
         self._tails[ino] = _Tail(offset, length, chunk, 0, length)
@@ -187,7 +204,13 @@ class Extents:
             else:
                 self._run("DELETE FROM extent WHERE ino = ? AND offset = ?", key).fetchall()
             if keep_back:
-                back = (ino, end, keep_back, extent.chunk, extent.chunk_offset + end - extent.offset)
+                back = (
+                    ino,
+                    end,
+                    keep_back,
+                    extent.chunk,
+                    extent.chunk_offset + end - extent.offset,
+                )
                 self._run("INSERT INTO extent VALUES (?, ?, ?, ?, ?)", back).fetchall()
             self._change_refs(extent.chunk, bool(keep_front) + bool(keep_back) - 1)
         self._tails.pop(ino, None)
@@ -263,13 +286,15 @@ class Extents:
     def move_pieces(self, op_seq: int, segment: int, position: int) -> None:
         """A record was rewritten elsewhere: let its pieces point there. Scans; rare."""
         self._run(
-            "UPDATE piece SET segment = ?, position = ? WHERE op_seq = ?", (segment, position, op_seq)
+            "UPDATE piece SET segment = ?, position = ? WHERE op_seq = ?",
+            (segment, position, op_seq),
         ).fetchall()
 
     def forget_pieces(self, watermark: int, limit: int) -> bool:
         """Drop up to `limit` pieces of chunks below `watermark`; true when none is left."""
         rows = self._run(
-            "SELECT chunk, offset FROM piece WHERE chunk < ? ORDER BY chunk LIMIT ?", (watermark, limit)
+            "SELECT chunk, offset FROM piece WHERE chunk < ? ORDER BY chunk LIMIT ?",
+            (watermark, limit),
         ).fetchall()
         for key in rows:
             self._run("DELETE FROM piece WHERE chunk = ? AND offset = ?", key).fetchall()
@@ -283,10 +308,12 @@ class Extents:
         if tail is None or tail.stored_length == tail.length:
             return
         self._run(
-            "UPDATE extent SET length = ? WHERE ino = ? AND offset = ?", (tail.length, ino, tail.offset)
+            "UPDATE extent SET length = ? WHERE ino = ? AND offset = ?",
+            (tail.length, ino, tail.offset),
         ).fetchall()
         self._run(
-            "UPDATE chunk SET length = ? WHERE id = ?", (tail.chunk_offset + tail.length, tail.chunk)
+            "UPDATE chunk SET length = ? WHERE id = ?",
+            (tail.chunk_offset + tail.length, tail.chunk),
         ).fetchall()
         tail.stored_length = tail.length
 
@@ -294,7 +321,7 @@ class Extents:
         """Write the rows of all tails."""
         for ino in [*self._tails]:
             self._settle(ino)
-        if len(self._tails) > 4096:  # noqa: PLR2004  # a bound on RAM, no semantics
+        if len(self._tails) > 4096:  # a bound on RAM, no semantics
             self._tails.clear()
 
     def forbid_growth(self) -> None:

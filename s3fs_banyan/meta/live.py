@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import apsw
 
+from s3fs_banyan.errors import Corrupt
 from s3fs_banyan.meta.apply import Fold
-from s3fs_banyan.meta.database import attach, attach_scratch, open_database, run_script
+from s3fs_banyan.meta.database import attach, attach_scratch, open_database, run_script, runner
 from s3fs_banyan.meta.extents import Extents
 from s3fs_banyan.meta.tables import STATE_KEYS, live_sql
 from s3fs_banyan.meta.tree import Tree
@@ -38,7 +39,9 @@ class LivePosition(NamedTuple):
 class LiveState:
     """The open live.db. One event loop; snapshots are read in a thread."""
 
-    def __init__(self, connection: apsw.Connection, path: Path, *, boot_id: str, volume_id: str) -> None:
+    def __init__(
+        self, connection: apsw.Connection, path: Path, *, boot_id: str, volume_id: str
+    ) -> None:
         self._connection = connection
         self._path = path
         self._boot_id = boot_id
@@ -46,7 +49,7 @@ class LiveState:
         self.tree = Tree(connection)
         self.extents = Extents(connection, self.tree)
         self._fold = Fold(self.tree, self.extents)
-        self._run = connection.cursor().execute
+        self._run = runner(connection)
         position = read_position(connection)
         self.op_seq = position.op_seq
         self.chain = position.chain
@@ -116,7 +119,8 @@ class LiveState:
     def dirty_count(self) -> int:
         """Number of dirty keys (a cheap estimate is enough: inodes, extents and chunks)."""
         return sum(
-            self._run(f"SELECT count(*) FROM dirty_{table}").fetchall()[0][0] for table in STATE_KEYS
+            self._run(f"SELECT count(*) FROM dirty_{table}").fetchall()[0][0]
+            for table in STATE_KEYS
         )
 
     def is_dirty(self) -> bool:
@@ -181,7 +185,7 @@ class Snapshot:
 
 def read_position(connection: apsw.Connection) -> LivePosition:
     """Return what live.db says of itself; raises `KeyError` or `apsw.Error` if in doubt."""
-    values = dict(connection.execute("SELECT name, value FROM local").fetchall())
+    values = dict(runner(connection)("SELECT name, value FROM local").fetchall())
     if values["level"] != str(LIVE_LEVEL):
         raise KeyError("live.db of another release")
     return LivePosition(
@@ -196,16 +200,19 @@ def remove_live(path: Path) -> None:
 
 
 def open_live(path: Path, *, boot_id: str, volume_id: str) -> LiveState:
-    """Open an existing live.db; raises `KeyError` or `apsw.Error` if it is in doubt."""
-    connection = open_database(path, durable=False, cache_kib=32_768)
+    """Open an existing live.db; raises `Corrupt` if it is in doubt."""
     try:
-        position = read_position(connection)
-        if position.boot_id != boot_id or position.volume_id != volume_id:
-            raise KeyError("live.db of another boot or volume")
-        return LiveState(connection, path, boot_id=boot_id, volume_id=volume_id)
-    except BaseException:
-        connection.close()
-        raise
+        connection = open_database(path, durable=False, cache_kib=32_768)
+        try:
+            position = read_position(connection)
+            if position.boot_id != boot_id or position.volume_id != volume_id:
+                raise KeyError("it is of another boot or volume")
+            return LiveState(connection, path, boot_id=boot_id, volume_id=volume_id)
+        except BaseException:
+            connection.close()
+            raise
+    except (apsw.Error, KeyError, ValueError) as error:
+        raise Corrupt("database", str(path), str(error)) from error
 
 
 def create_live(
@@ -243,5 +250,3 @@ def create_live(
     }
     connection.executemany("INSERT INTO local VALUES (?, ?)", list(values.items()))
     return LiveState(connection, path, boot_id=boot_id, volume_id=volume_id)
-
-

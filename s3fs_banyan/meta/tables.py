@@ -120,7 +120,8 @@ CREATE TRIGGER place_new AFTER INSERT ON place BEGIN
 END;
 CREATE TRIGGER place_moved AFTER UPDATE ON place BEGIN
     UPDATE pack SET live_bytes = live_bytes - OLD.stored_length WHERE id = OLD.pack;
-    UPDATE pack SET live_bytes = live_bytes + NEW.stored_length, dead_seq = NULL WHERE id = NEW.pack;
+    UPDATE pack SET live_bytes = live_bytes + NEW.stored_length, dead_seq = NULL
+        WHERE id = NEW.pack;
     UPDATE pack SET dead_seq = (SELECT value FROM head WHERE name = 'seq')
         WHERE id = OLD.pack AND live_bytes = 0;
 END;

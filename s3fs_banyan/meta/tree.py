@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import apsw
 
+from s3fs_banyan.meta.database import runner
 from s3fs_banyan.meta.tables import COUNTERS
 from s3fs_banyan.model import Attributes, Dentry
 
@@ -29,7 +30,7 @@ class Tree:
     """The namespace of live.db. Synchronous; one event loop."""
 
     def __init__(self, connection: apsw.Connection) -> None:
-        self._run = connection.cursor().execute
+        self._run = runner(connection)
         self._many = connection.cursor().executemany
         self._inodes: dict[int, Attributes] = {}
         self._new: set[int] = set()
@@ -145,7 +146,9 @@ class Tree:
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:
         """Return one extended attribute."""
-        rows = self._run("SELECT value FROM xattr WHERE ino = ? AND name = ?", (ino, name)).fetchall()
+        rows = self._run(
+            "SELECT value FROM xattr WHERE ino = ? AND name = ?", (ino, name)
+        ).fetchall()
         return rows[0][0] if rows else None
 
     def xattr_names(self, ino: int) -> list[bytes]:

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import boto3
 from botocore import exceptions as sdk
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
+from botocore.utils import determine_content_length
 from urllib3.exceptions import HTTPError
 
 from s3fs_banyan.errors import Denied, Misconfigured, StoreError, TransferCorrupt, Unavailable
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 PART_SIZE_MIN: Final = 5 << 20
 _DELETE_BATCH_MAX: Final = 1000
+_EXPECT_ABOVE_BYTES: Final = 64 * 1024
 _READ_PIECE_BYTES: Final = 1 << 20
 _READ_RATE_MIN: Final = 16 * 1024
 """Bytes a second: a body that comes slower is given up, or a trickle would never end."""
@@ -435,6 +438,7 @@ def _client(options: StoreOptions) -> S3Client:
         ),
     )
     client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
+    client.meta.events.register("before-sign.s3", _send_small_body_at_once)
     return client
 
 
@@ -442,6 +446,17 @@ def _add_content_md5(params: dict[str, Any], **_: object) -> None:
     """Add the Content-MD5 that older services demand of a batch delete, and newer ones check."""
     digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
     params["headers"]["Content-MD5"] = base64.b64encode(digest).decode("ascii")
+
+
+def _send_small_body_at_once(request: AWSRequest, **_: object) -> None:
+    """Drop "Expect: 100-continue" from small uploads: the answer to it costs a round trip.
+
+    Large ones keep it. A store that refuses them hangs up, and without it the refusal (a
+    `Throttled` that may be repeated) would be lost in a broken pipe.
+    """
+    size = determine_content_length(request.data)
+    if size is not None and size <= _EXPECT_ABOVE_BYTES:
+        del request.headers["Expect"]
 
 
 def _cut(

@@ -157,7 +157,7 @@ class FileSystem:
         return target
 
     def readdir(self, ino: int, after_cookie: int) -> Iterator[tuple[Dentry, Attributes]]:
-        """Give names and inodes behind a cookie, in a stable order; names made meanwhile may show."""
+        """Give names and inodes behind a cookie, in a stable order; newer names may show."""
         while entries := self._tree.entries(ino, after_cookie, 128):
             for entry in entries:
                 yield entry, self.getattr(entry.ino)
@@ -433,7 +433,9 @@ class FileSystem:
             mode &= ~stat.S_ISGID
         return stat.S_IMODE(mode)
 
-    async def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller) -> None:
+    async def setxattr(
+        self, ino: int, name: bytes, value: bytes, flags: int, caller: Caller
+    ) -> None:
         """Set an extended attribute; XATTR_CREATE and XATTR_REPLACE are honoured."""
         state = self._writable()
         await self._wait(len(value))
@@ -541,5 +543,3 @@ class FileSystem:
 
 def _shown(name: bytes) -> str:
     return name[:80].decode("utf-8", "backslashreplace")
-
-
