@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import stat
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import pyfuse3
@@ -20,7 +21,7 @@ from s3fs_banyan.errors import FSError
 from s3fs_banyan.kernel import KernelMount, init_socket
 from s3fs_banyan.model import Attributes
 from s3fs_banyan.observe import FuseRequest, Metrics
-from s3fs_banyan.runtime import monotonic_s
+from s3fs_banyan.runtime import monotonic_ns, monotonic_s
 from s3fs_banyan.vfs.filesystem import BLOCK_BYTES, Caller, Changes, FileSystem
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,10 @@ T = TypeVar("T")
 
 FOREVER_S: Final = 10_000_000.0
 FOLLOWER_TIMEOUT_S: Final = 1.0
+_SPIN_NS: Final = 30_000
+"""How long the next request is looked for before the task sleeps."""
+_YIELD_NS: Final = 1_000_000
+"""Other tasks get a turn at least this often while requests keep coming."""
 _DOT_ENTRIES: Final = 2
 """readdir positions of "." and ".."; a name's position is its cookie plus this."""
 
@@ -168,7 +173,7 @@ class Operations(pyfuse3.Operations):
 
     @_handler("listxattr")
     async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:  # noqa: ANN401
-        return self._fs.listxattr(inode)
+        return self._fs.listxattr(inode, _caller(ctx))
 
     @_handler("forget")
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -317,6 +322,49 @@ def _caller(ctx: Any) -> Caller:  # noqa: ANN401
     return Caller(ctx.pid, ctx.uid, ctx.gid, ctx.umask)
 
 
+class _RequestWait:
+    """How the library's tasks wait for the next request: look first, then sleep.
+
+    `pyfuse3` goes through trio's whole scheduler for every request (epoll, lock, wake-up), which
+    costs more than most requests do. While requests keep coming, the next one is already there,
+    or comes within microseconds. So this looks at the descriptor (for a few microseconds, if a
+    request was answered just now) and only then waits as the library does. Every task looks
+    again before it reads: another one may have taken the request, and the read would block.
+    """
+
+    def __init__(self, fd: int, sleep: Callable[[], Awaitable[bool]]) -> None:
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        self._poll = poller.poll
+        self._sleep = sleep
+        self._last_ns = 0
+        self._yielded_ns = 0
+
+    async def __call__(self) -> bool:
+        """Return true if a request is there now, false if the session has ended."""
+        poll = self._poll
+        while True:
+            now_ns = monotonic_ns()
+            if now_ns - self._yielded_ns > _YIELD_NS:
+                await trio.lowlevel.checkpoint()
+                self._yielded_ns = now_ns = monotonic_ns()
+            elif poll(0):
+                self._last_ns = now_ns
+                return True
+            spin_until_ns = self._last_ns + _SPIN_NS
+            while now_ns < spin_until_ns:
+                if poll(0):
+                    self._last_ns = now_ns
+                    return True
+                now_ns = monotonic_ns()
+            if not await self._sleep():
+                return False
+            self._yielded_ns = monotonic_ns()
+            if poll(0):
+                self._last_ns = self._yielded_ns
+                return True
+
+
 async def serve(
     operations: Operations, mount: KernelMount, *, max_tasks: int, on_ready: Callable[[], None]
 ) -> None:
@@ -335,6 +383,11 @@ async def serve(
         os.dup2(mount.fd, theirs_fd)
         ours.close()
         on_ready()
-        await pyfuse3.main(max_tasks=max_tasks)
+        library_wait = pyfuse3._wait_fuse_readable  # noqa: SLF001  # looked up at each call
+        pyfuse3._wait_fuse_readable = _RequestWait(theirs_fd, library_wait)  # noqa: SLF001
+        try:
+            await pyfuse3.main(max_tasks=max_tasks)
+        finally:
+            pyfuse3._wait_fuse_readable = library_wait  # noqa: SLF001
     finally:
         pyfuse3.close(unmount=False)

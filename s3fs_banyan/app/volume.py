@@ -5,6 +5,7 @@ from __future__ import annotations
 from s3fs_banyan.errors import AlreadyExists, Corrupt, ExitCode, ObjectMissing, UsageError
 from s3fs_banyan.format.keys import (
     CHECKPOINT_PREFIX,
+    DELTA_PREFIX,
     LOG_PREFIX,
     PACK_PREFIX,
     PROBE_PREFIX,
@@ -16,7 +17,7 @@ from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.open import probe_create_if_absent
 from s3fs_banyan.runtime import Runtime
 
-_OURS = (LOG_PREFIX, PACK_PREFIX, CHECKPOINT_PREFIX, PROBE_PREFIX, "snapshot/", "pin/")
+_OURS = (LOG_PREFIX, DELTA_PREFIX, PACK_PREFIX, CHECKPOINT_PREFIX, PROBE_PREFIX, "snapshot/", "pin/")
 
 
 def make_volume(store: RemoteFileSystem, volume: VolumeDescriptor, runtime: Runtime) -> None:

@@ -1,108 +1,99 @@
-"""s3fs-banyan: the command."""
+"""s3fs-banyan: the command. Puts the groups together and turns errors into one line and a code."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from pathlib import Path
+import traceback
+from typing import Annotated
 
-import trio
 import typer
 
-from s3fs_banyan.app.build import connect, store_url
-from s3fs_banyan.app.control import ask
-from s3fs_banyan.app.mount import MountRequest, run_mount
-from s3fs_banyan.app.volume import make_volume
-from s3fs_banyan.config import load_config
-from s3fs_banyan.errors import BanyanFSError
-from s3fs_banyan.format.volume import VolumeDescriptor
-from s3fs_banyan.kernel import unmount
+from s3fs_banyan import __version__
+from s3fs_banyan.cli import browse, mounting, running, volume
+from s3fs_banyan.cli.output import print_line, say
+from s3fs_banyan.errors import BanyanFSError, ExitCode
 from s3fs_banyan.observe import setup_logging
-from s3fs_banyan.runtime import RealRuntime
+from s3fs_banyan.observe.log import redact
 
-app = typer.Typer()
+app = typer.Typer(
+    name="s3fs-banyan",
+    help="A POSIX file system that keeps its data in S3 or a directory, made for BanyanDB.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_INTERRUPTED = 130
 
 
-@app.command()
-def mkfs(store: str, config: Path | None = None, endpoint_url: str | None = None) -> None:
-    over = {"storage.remote.endpoint_url": endpoint_url} if endpoint_url else {}
-    cfg = load_config(config, over)
-    runtime = RealRuntime()
-    remote = connect(store_url(store, cfg), cfg, create=True)
-    make_volume(
-        remote,
-        VolumeDescriptor(
-            volume_id=runtime.random_bytes(16).hex(),
-            created_ns=runtime.wall_ns(),
-            pack_bytes=cfg.volume.pack_bytes,
+def _print_version(wanted: bool) -> None:  # noqa: FBT001  # the framework's own signature
+    if wanted:
+        print_line(f"s3fs-banyan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Log everything; show the traceback of a failure.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
-        runtime,
-    )
-
-
-@app.command()
-def mount(
-    store: str,
-    mountpoint: Path,
-    config: Path | None = None,
-    cache_dir: Path | None = None,
-    takeover: bool = False,
-    endpoint_url: str | None = None,
-    failpoint: str = "",
+    ] = False,
 ) -> None:
-    setup_logging("info", "text", sys.stderr)
-    cfg = load_config(config, {})
-    run_mount(
-        MountRequest(
-            url=store_url(store, cfg),
-            mountpoint=mountpoint.absolute(),
-            config=cfg,
-            cache_dir=cache_dir,
-            takeover=takeover,
-            failpoint=failpoint,
-        ),
-        lambda: print("ready", flush=True),
-    )
+    """Set up what all commands share."""
+    context.obj = debug
+    if debug:
+        setup_logging("debug", "text", sys.stderr)
+    else:
+        # An error is one line, and the log would say it twice; `mount` has a log of its own.
+        logging.getLogger("s3fs_banyan").setLevel(logging.CRITICAL + 1)
 
 
-@app.command()
-def status(mountpoint: Path) -> None:
-    async def go() -> None:
-        async for m in ask(mountpoint.absolute(), "status"):
-            import json
-
-            print(json.dumps(m, indent=1))
-
-    trio.run(go)
-
-
-@app.command()
-def sync(mountpoint: Path) -> None:
-    async def go() -> None:
-        async for m in ask(mountpoint.absolute(), "sync"):
-            print(m)
-
-    trio.run(go)
-
-
-@app.command()
-def umount(mountpoint: Path) -> None:
-    async def go() -> None:
-        first = True
-        async for m in ask(mountpoint.absolute(), "wait"):
-            if first:
-                unmount(mountpoint.absolute())
-                first = False
-            print(m)
-
-    trio.run(go)
+volume.register(app)
+mounting.register(app)
+running.register(app)
+browse.register(app)
 
 
 def main() -> None:
+    """Run the command; the process ends with a code of `errors.ExitCode`."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
     try:
-        app()
+        return int(app(arguments, standalone_mode=False) or 0)
     except BanyanFSError as error:
-        print(f"s3fs-banyan: {error}", file=sys.stderr)
-        sys.exit(int(error.exit_code))
+        for line in str(error).splitlines() or [type(error).__name__]:
+            _say_error(line)
+        return int(error.exit_code)
+    except typer.TyperException as error:
+        _say_error(f"{error.format_message()} (see s3fs-banyan --help)")
+        return int(ExitCode.USAGE)
+    except (KeyboardInterrupt, typer.Abort):
+        _say_error("interrupted")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Who reads our output has gone: nothing is left to be said to them.
+        sys.stderr.close()
+        return _INTERRUPTED
+    except Exception as error:  # noqa: BLE001  # the last resort of the whole command
+        if "--debug" in arguments:
+            sys.stderr.write(redact(traceback.format_exc()))
+        hint = "" if "--debug" in arguments else " (s3fs-banyan --debug COMMAND ... shows where)"
+        _say_error(f"unforeseen failure: {type(error).__name__}: {error}{hint}")
+        return int(ExitCode.INTERNAL)
+
+
+def _say_error(text: str) -> None:
+    say(f"s3fs-banyan: {text}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import DataError, ObjectMissing, StoreError
 from s3fs_banyan.format.keys import (
     CHECKPOINT_PIECE_PREFIX,
+    DELTA_PREFIX,
     LOG_PREFIX,
     PACK_PREFIX,
     PROBE_PREFIX,
@@ -274,15 +275,16 @@ class Reclaimer:
         for meta in self._ctx.store.list(LOG_PREFIX):
             seq = parse_log_key(meta.path)
             if seq is None:
-                seq = parse_log_delta_key(meta.path)
-                if seq is not None and seq < head.dense_from and seq not in head.kept:
-                    yield meta.path, meta.size, "delta"
                 continue
             if seq >= head.dense_from or seq in head.kept or meta.path in needed:
                 continue
             if meta.size <= _FENCE_BYTES_MAX and self._log.read(seq).footer.is_fence:
                 continue
             yield meta.path, meta.size, "commit"
+        for meta in self._ctx.store.list(DELTA_PREFIX):
+            seq = parse_log_delta_key(meta.path)
+            if seq is not None and seq < head.dense_from and seq not in head.kept:
+                yield meta.path, meta.size, "delta"
 
     def _orphan_packs(self, head: Head, grace_ns: int) -> Iterable[tuple[str, int, str]]:
         """Packs of earlier epochs that no commit names: their writer died before it published."""

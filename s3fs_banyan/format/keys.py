@@ -10,6 +10,7 @@ from typing import Final
 VOLUME: Final = "volume.json"
 WRITER: Final = "writer"
 LOG_PREFIX: Final = "log/"
+DELTA_PREFIX: Final = "delta/"
 PACK_PREFIX: Final = "pack/"
 CHECKPOINT_PREFIX: Final = "checkpoint/"
 CHECKPOINT_PIECE_PREFIX: Final = "checkpoint/piece/"
@@ -25,8 +26,11 @@ def log_key(seq: int) -> str:
 
 
 def log_delta_key(seq: int, content_hash: str) -> str:
-    """Return the key of a delta too large to lie inside its commit."""
-    return f"{LOG_PREFIX}{seq:020d}/delta-{content_hash[:_HASH_DIGITS]}"
+    """Return the key of a delta too large to lie inside its commit.
+
+    Not below `log/<seq>`: there are stores where a key must not be another one's directory.
+    """
+    return f"{DELTA_PREFIX}{seq:020d}-{content_hash[:_HASH_DIGITS]}"
 
 
 def parse_log_key(key: str) -> int | None:
@@ -38,11 +42,11 @@ def parse_log_key(key: str) -> int | None:
 
 
 def parse_log_delta_key(key: str) -> int | None:
-    """Return the commit number of a `log/<seq>/delta-<hash>` key, None for any other key."""
-    head, slash, tail = key.removeprefix(LOG_PREFIX).partition("/")
-    if not slash or not tail.startswith("delta-") or len(head) != _SEQ_DIGITS:
+    """Return the commit number of a `delta/<seq>-<hash>` key, None for any other key."""
+    head, dash, tail = key.removeprefix(DELTA_PREFIX).partition("-")
+    if not dash or len(tail) != _HASH_DIGITS or len(head) != _SEQ_DIGITS:
         return None
-    return int(head) if head.isdecimal() else None
+    return int(head) if head.isdecimal() and key.startswith(DELTA_PREFIX) else None
 
 
 def pack_key(epoch: int, pack_id: int, content_hash: str) -> str:

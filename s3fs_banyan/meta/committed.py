@@ -113,7 +113,7 @@ class CommittedView:
         return rows
 
     def all_chunks(self) -> Iterator[tuple[int, int, str | None, int, int, bytes]]:
-        """Give (chunk, length, key, offset, stored length, frames) by object; key None: no place."""
+        """Give (chunk, length, key, offset, stored length, frames); no key: no place."""
         yield from self._run(
             "SELECT c.id, c.length, k.key, p.offset, p.stored_length, p.frames"
             " FROM chunk c LEFT JOIN place p ON p.chunk = c.id LEFT JOIN pack k ON k.id = p.pack"

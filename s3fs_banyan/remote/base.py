@@ -7,7 +7,8 @@ wrapper to it, against real servers.
   empty, `.` or `..` part, at most 200 characters in a part and 512 in all. Anything else is a
   `ValueError`. The namespace is flat, but some S3 services keep it in a tree of directories, so
   a maker of keys owes them one thing: **where `a/...` exists, nothing beside it is called `a`,
-  `a-...` or `a....`** (listed in another order, or lost when written at the same time: seen).
+  `a-...` or `a....`** (seen: listed in another order, lost when written at the same
+  time, and a create-if-absent of `a` refused because `a/...` exists).
 * Objects are **immutable values**: a `read` returns the bytes of exactly one earlier `write`,
   never a mixture, and never bytes of a write that was refused.
 * **Read after write**: once `write` or `delete` has returned, every later `read` and `list` by

@@ -174,9 +174,10 @@ class FileSystem:
             raise NoAttribute(_shown(name))
         return value
 
-    def listxattr(self, ino: int) -> list[bytes]:
-        """Return the names of the extended attributes."""
-        return self._tree.xattr_names(ino)
+    def listxattr(self, ino: int, caller: Caller) -> list[bytes]:
+        """Return the names of the extended attributes; those of administrators only to them."""
+        names = self._tree.xattr_names(ino)
+        return names if caller.uid == 0 else [n for n in names if not n.startswith(b"trusted.")]
 
     def forget(self, ino: int, count: int) -> None:
         """The kernel dropped references; an orphan without any goes."""
@@ -424,7 +425,8 @@ class FileSystem:
     def _mode_after(self, old: Attributes, changes: Changes, caller: Caller) -> int | None:
         if changes.mode is not None or stat.S_ISDIR(old.mode):
             return changes.mode
-        chowned = changes.uid is not None or changes.gid is not None
+        # A chown to (-1, -1) comes without any field, and takes the bits like any other.
+        chowned = changes.uid is not None or changes.gid is not None or changes == Changes()
         truncated = changes.size is not None and caller.uid != 0
         if not (chowned or truncated) or not old.mode & _SET_ID:
             return None

@@ -1,0 +1,98 @@
+"""Copying out of a volume: bytes, holes, modes, owners, times, links, extended attributes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import Progress
+
+from s3fs_banyan.app.view import Entry, View
+from s3fs_banyan.cli.output import size_text
+
+
+@dataclass(slots=True)
+class Counts:
+    """What was copied."""
+
+    files: int = 0
+    size_bytes: int = 0
+
+
+async def copy_out(view: View, top: Entry, target: Path, bar: Progress) -> Counts:
+    """Copy `top` and all below it to `target`; hard links stay hard links.
+
+    A directory gets its mode and times last, when nothing is written into it any more.
+    """
+    counts = Counts()
+    task = bar.add_task("copying", total=None, detail="")
+    directories: list[tuple[Entry, Path]] = []
+    copied: dict[int, Path] = {}
+    strip = len(top.path) + 1 if top.path else 0
+    for entry in view.walk(top):
+        below = os.fsdecode(entry.path[strip:])
+        path = target / below if below else target
+        if entry.is_directory:
+            path.mkdir(mode=0o700, parents=entry is top, exist_ok=True)
+            directories.append((entry, path))
+            continue
+        first = copied.get(entry.attributes.ino)
+        if first is not None:
+            path.unlink(missing_ok=True)
+            path.hardlink_to(first)
+            continue
+        if entry.attributes.nlink > 1:
+            copied[entry.attributes.ino] = path
+        await _copy_one(view, entry, path)
+        _copy_attributes(view, entry, path)
+        counts.files += 1
+        counts.size_bytes += entry.attributes.size if entry.is_file else 0
+        bar.update(task, detail=f"{counts.files} files, {size_text(counts.size_bytes)}")
+    for entry, path in reversed(directories):
+        _copy_attributes(view, entry, path)
+    return counts
+
+
+async def _copy_one(view: View, entry: Entry, path: Path) -> None:
+    attributes = entry.attributes
+    if entry.is_file:
+        await _copy_bytes(view, entry, path)
+        return
+    path.unlink(missing_ok=True)
+    if entry.is_link:
+        path.symlink_to(os.fsdecode(view.target(entry)))
+    else:
+        os.mknod(path, stat.S_IFMT(attributes.mode) | 0o600, attributes.rdev)
+
+
+async def _copy_bytes(view: View, entry: Entry, path: Path) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    fd = os.open(path, flags, 0o600)
+    try:
+        async for offset, data in view.read(entry):
+            if data.count(0) != len(data):  # a hole stays a hole
+                _write_at(fd, data, offset)
+        os.ftruncate(fd, entry.attributes.size)
+    finally:
+        os.close(fd)
+
+
+def _write_at(fd: int, data: bytes, offset: int) -> None:
+    left = memoryview(data)
+    while left:
+        done = os.pwrite(fd, left, offset)
+        left, offset = left[done:], offset + done
+
+
+def _copy_attributes(view: View, entry: Entry, path: Path) -> None:
+    attributes = entry.attributes
+    if os.geteuid() == 0:
+        os.chown(path, attributes.uid, attributes.gid, follow_symlinks=False)
+    if not entry.is_link:
+        path.chmod(stat.S_IMODE(attributes.mode))
+        for name, value in view.user_xattrs(entry):
+            os.setxattr(path, name, value)
+    times = (attributes.atime_ns, attributes.mtime_ns)
+    os.utime(path, ns=times, follow_symlinks=False)

@@ -1,0 +1,300 @@
+"""The command that mounts: its options, the background process, and where that one logs.
+
+In the background (the default) the command runs itself again, detached, with `--foreground` and
+a descriptor over which the daemon says that the mount answers. Until then the daemon's error
+line and exit code are this command's own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import typer
+
+from s3fs_banyan.app.build import connect, default_cache_directory
+from s3fs_banyan.app.mount import MountRequest, run_mount
+from s3fs_banyan.app.volume import read_volume
+from s3fs_banyan.cli.options import ConfigOption, EndpointOption, RegionOption, settings, take_store
+from s3fs_banyan.cli.output import print_line
+from s3fs_banyan.config import Config
+from s3fs_banyan.errors import ConfigError, ExitCode, UsageError
+from s3fs_banyan.kernel import check_mountpoint
+from s3fs_banyan.observe import setup_logging
+
+logger = logging.getLogger(__name__)
+
+_READY: Final = b"ready\n"
+_USAGE: Final = "s3fs-banyan mount [STORE] MOUNTPOINT"
+_LOG_BYTES_MAX: Final = 10 << 20
+_IGNORED: Final = frozenset(
+    ("_netdev", "async", "auto", "defaults", "diratime", "exec", "noatime", "noauto", "nodev")
+    + ("nodiratime", "nofail", "nosuid", "relatime", "rw", "user", "users", "nouser")
+)
+"""Options of mount(8) that are fulfilled already, or meant for others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountOptions:
+    """What can be said on the command line and, the same, after `-o`."""
+
+    config: Path | None = None
+    cache_dir: Path | None = None
+    cache_size: str | None = None
+    durability: str | None = None
+    commit_interval: str | None = None
+    read_only: bool = False
+    takeover: bool = False
+    accept_loss: bool = False
+    journal_segment_size: str | None = None
+    endpoint_url: str | None = None
+    region: str | None = None
+    metrics_address: str | None = None
+
+
+_FLAGS: Final = {"read_only", "takeover", "accept_loss"}
+_PATHS: Final = {"config", "cache_dir"}
+_OPTIONS: Final = tuple(MountOptions.__dataclass_fields__)
+
+
+def parse_mount_options(texts: list[str]) -> MountOptions:
+    """Return what `-o key=value,flag` says; raises `ConfigError` with the nearest known name."""
+    values: dict[str, object] = {}
+    for word in (word for text in texts for word in text.split(",") if word):
+        name, has_value, value = word.partition("=")
+        key = "read_only" if name == "ro" else name.replace("-", "_")
+        if name in _IGNORED or name.startswith("x-") or name == "comment":
+            continue
+        if key not in _OPTIONS:
+            near = difflib.get_close_matches(key, _OPTIONS, n=1)
+            hint = f", did you mean {near[0].replace('_', '-')!r}?" if near else ""
+            raise ConfigError(f"-o {name}: unknown option{hint}")
+        if (key in _FLAGS) == bool(has_value):
+            raise ConfigError(f"-o {name}: {'takes no' if has_value else 'needs a'} value")
+        values[key] = True if key in _FLAGS else Path(value) if key in _PATHS else value
+    return replace(MountOptions(), **values)  # type: ignore[arg-type]  # kinds as looked up above
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this group."""
+    app.command()(mount)
+
+
+def mount(
+    context: typer.Context,
+    words: Annotated[
+        list[str], typer.Argument(metavar="[STORE] MOUNTPOINT", show_default=False)
+    ],
+    config: ConfigOption = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Local directory of this mount: journal and cache."),
+    ] = None,
+    cache_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Most that the cache may hold: 10GiB.")
+    ] = None,
+    durability: Annotated[
+        Literal["local", "remote"] | None,
+        typer.Option(help="What fsync waits for: the local disk, or the store."),
+    ] = None,
+    commit_interval: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Longest time between commits: 30s.")
+    ] = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Follow the volume, change nothing.")
+    ] = False,
+    takeover: Annotated[
+        bool, typer.Option("--takeover", help="Become the writer although another one is alive.")
+    ] = False,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Go on although the local journal is damaged.")
+    ] = False,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay in the foreground, log to standard error.")
+    ] = False,
+    journal_segment_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Size of a journal segment: 64MiB.")
+    ] = None,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    metrics_address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve Prometheus metrics there.")
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("-o", metavar="KEY=VALUE,...", help="The same, as mount(8) says it."),
+    ] = None,
+    ready_fd: Annotated[int, typer.Option(hidden=True)] = -1,
+    failpoint: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Mount a volume.
+
+    Returns when the mount answers; the daemon goes on in the background and logs to `log` in
+    its local directory.
+
+    Examples:
+
+    * `s3fs-banyan mount file:///srv/volume /mnt/banyandb`
+    * `s3fs-banyan mount s3://backup/banyandb /mnt/banyandb --durability remote`
+    * `s3fs-banyan mount --config /etc/s3fs-banyan.yaml /mnt/banyandb -o ro`
+    """
+    given = parse_mount_options(options or [])
+    typed = {
+        "config": config,
+        "cache_dir": cache_dir,
+        "cache_size": cache_size,
+        "durability": durability,
+        "commit_interval": commit_interval,
+        "read_only": read_only,
+        "takeover": takeover,
+        "accept_loss": accept_loss,
+        "journal_segment_size": journal_segment_size,
+        "endpoint_url": endpoint_url,
+        "region": region,
+        "metrics_address": metrics_address,
+    }
+    given = replace(given, **{name: value for name, value in typed.items() if value})  # type: ignore[arg-type]
+    request = _request(words, given, failpoint)
+    if foreground:
+        _serve(request, ready_fd=ready_fd, debug=bool(context.obj))
+    else:
+        _serve_in_background(request)
+
+
+def _request(words: list[str], given: MountOptions, failpoint: str) -> MountRequest:
+    """Check what can be checked without the daemon, cheapest first, and say what to mount."""
+    found = settings(
+        given.config,
+        endpoint_url=given.endpoint_url,
+        region=given.region,
+        cache__size=given.cache_size,
+        durability=given.durability,
+        commit__interval=given.commit_interval,
+        journal__segment_size=given.journal_segment_size,
+        metrics__address=given.metrics_address,
+    )
+    url, (mountpoint,) = take_store(words, found, _USAGE, range(1, 2))
+    try:
+        place = Path(mountpoint).resolve()
+    except OSError as error:
+        raise UsageError(f"{mountpoint}: {error.strerror}", exit_code=ExitCode.MOUNTPOINT) from error
+    check_mountpoint(place)
+    return MountRequest(
+        url=url,
+        mountpoint=place,
+        config=found,
+        cache_dir=_cache_directory(url, found, given.cache_dir),
+        takeover=given.takeover,
+        accept_loss=given.accept_loss,
+        failpoint=failpoint,
+    )
+
+
+def _cache_directory(url: str, config: Config, given: Path | None) -> Path:
+    """Return the local directory; before one is made, the store has shown its volume."""
+    if given is not None and (given / "identity.json").exists():
+        return given.absolute()
+    store = connect(url, config)
+    try:
+        volume = read_volume(store)
+    finally:
+        store.close()
+    return given.absolute() if given else default_cache_directory(config, volume.volume_id)
+
+
+# --- in the foreground, or as the daemon -------------------------------------------------
+
+
+def _serve(request: MountRequest, *, ready_fd: int, debug: bool) -> None:
+    """Mount and serve in this process; `ready_fd` is told when the mount answers.
+
+    As the daemon, standard error is the log; what goes wrong before the mount answers is raised
+    with the starter's standard error back in place.
+    """
+    log = request.config.log
+    starter = -1
+    if ready_fd >= 0:
+        starter = _log_to_file(request.cache_dir or Path())
+        os.chdir("/")
+    setup_logging("debug" if debug else log.level, log.format, sys.stderr)
+    is_ready = False
+
+    def ready() -> None:
+        nonlocal is_ready
+        is_ready = True
+        if ready_fd >= 0:
+            os.write(ready_fd, _READY)
+            os.close(ready_fd)
+            os.close(starter)
+
+    try:
+        run_mount(request, ready)
+    except BaseException as error:
+        logger.error("the daemon ends: %s", error)
+        if starter >= 0 and not is_ready:
+            os.dup2(starter, sys.stderr.fileno())
+        raise
+
+
+def _log_to_file(directory: Path) -> int:
+    """Let standard error be the log from here on, for the worker process as well.
+
+    Returns a descriptor of what it was before.
+    """
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = directory / "log"
+    if path.exists() and path.stat().st_size > _LOG_BYTES_MAX:
+        path.replace(directory / "log.old")
+    starter = os.dup(sys.stderr.fileno())
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.dup2(fd, sys.stderr.fileno())
+    os.close(fd)
+    return starter
+
+
+def _serve_in_background(request: MountRequest) -> None:
+    """Start the daemon and return when its mount answers; else end as it ended."""
+    read_fd, write_fd = os.pipe()
+    package = Path(__file__).parents[2]
+    path = os.environ.get("PYTHONPATH")
+    with tempfile.TemporaryFile() as said:
+        daemon = subprocess.Popen(  # noqa: S603  # this very command again
+            [
+                *(sys.executable, "-m", "s3fs_banyan.cli.main", *sys.argv[1:]),
+                *("--foreground", "--ready-fd", str(write_fd)),
+            ],
+            env={**os.environ, "PYTHONPATH": f"{package}:{path}" if path else str(package)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            pass_fds=(write_fd,),
+            start_new_session=True,
+        )
+        os.close(write_fd)
+        try:
+            answer = os.read(read_fd, len(_READY))
+        except KeyboardInterrupt:
+            daemon.terminate()
+            raise
+        finally:
+            os.close(read_fd)
+        if answer == _READY:
+            print_line(f"mounted {request.url} on {request.mountpoint}")
+            return
+        code = daemon.wait()
+        said.seek(0)
+        sys.stderr.write(said.read().decode(errors="replace"))
+        sys.stderr.flush()
+        if code < 0:
+            raise UsageError(
+                f"the daemon was ended by signal {-code}, see {request.cache_dir}/log",
+                exit_code=ExitCode.DAEMON,
+            )
+        raise typer.Exit(code or ExitCode.DAEMON)

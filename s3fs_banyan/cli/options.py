@@ -1,0 +1,92 @@
+"""The options that several commands share, and how they become a configuration.
+
+Options win over the file. A first argument with `://` in it is the store; without one, the store
+is that of the configuration file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from s3fs_banyan.app.build import store_url
+from s3fs_banyan.config import Config, load_config
+from s3fs_banyan.errors import ConfigError, ExitCode, UsageError
+from s3fs_banyan.kernel import mount_source
+from s3fs_banyan.observe import register_secret
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Configuration file (YAML).", show_default=False),
+]
+EndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--endpoint-url",
+        metavar="URL",
+        help="Address of an S3 service that is not Amazon's.",
+        show_default=False,
+    ),
+]
+RegionOption = Annotated[
+    str | None,
+    typer.Option("--region", metavar="NAME", help="Region of the bucket.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+_SECRETS_IN_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+def settings(
+    config: Path | None,
+    *,
+    endpoint_url: str | None = None,
+    region: str | None = None,
+    **overrides: object,
+) -> Config:
+    """Read the configuration, options on top, and keep its secrets out of everything printed.
+
+    `overrides` are keys of the file with `__` for the dot: `commit__interval`.
+    """
+    over: dict[str, object] = {
+        "storage.remote.endpoint_url": endpoint_url,
+        "storage.remote.region": region,
+    }
+    over |= {name.replace("__", "."): value for name, value in overrides.items()}
+    found = load_config(config, over)
+    for secret in (*found.secrets(), *(os.environ.get(n, "") for n in _SECRETS_IN_ENVIRONMENT)):
+        register_secret(secret)
+    return found
+
+
+def take_store(words: Sequence[str], config: Config, usage: str, counts: range) -> tuple[str, list[str]]:
+    """Return (the store's address, the other arguments); raises `ConfigError` with the usage.
+
+    `counts` says how many other arguments there may be.
+    """
+    rest = list(words)
+    given = rest.pop(0) if rest and "://" in rest[0] else None
+    if given is None and config.storage.remote.url is None and rest:
+        raise ConfigError(
+            f"{rest[0]!r} is no store: give s3://BUCKET/PREFIX or file:///DIRECTORY first, or name "
+            f"the store in a file given with --config. Usage: {usage}"
+        )
+    if len(rest) not in counts:
+        raise ConfigError(f"wrong number of arguments. Usage: {usage}")
+    return store_url(given, config), rest
+
+
+def locate(given: Path) -> Path:
+    """Return the path under which the kernel lists a mount; never touches the mount itself."""
+    absolute = Path(os.path.abspath(given))  # noqa: PTH100  # resolve() would enter the mount
+    found = absolute.parent.resolve() / absolute.name
+    if mount_source(found) is not None:
+        return found
+    try:
+        return absolute.resolve()
+    except OSError as error:
+        raise UsageError(f"{given}: {error.strerror}", exit_code=ExitCode.MOUNTPOINT) from error

@@ -1,0 +1,259 @@
+"""Commands on a mount that runs: status, sync, umount. They ask the daemon over its socket."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Annotated, Any
+
+import trio
+import typer
+from rich.progress import Progress
+
+from s3fs_banyan.app.control import ask
+from s3fs_banyan.cli.holders import holders_of
+from s3fs_banyan.cli.options import JsonOption, locate
+from s3fs_banyan.cli.output import print_json, print_line, progress_bar, say, size_text
+from s3fs_banyan.cli.status import show_status
+from s3fs_banyan.errors import ExitCode, UsageError
+from s3fs_banyan.kernel import mount_source, unmount
+
+MountpointArgument = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", show_default=False)]
+
+_ANSWER_S = 30.0
+_DETAIL_CHARACTERS = 60
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this group."""
+    app.command()(umount)
+    app.command()(sync)
+    app.command()(status)
+
+
+# --- the commands ------------------------------------------------------------------------
+
+
+def status(mountpoint: MountpointArgument, json: JsonOption = False) -> None:
+    """Show the state of a mount: what is not yet in the store, journal, cache, latencies.
+
+    Examples:
+
+    * `s3fs-banyan status /mnt/banyandb`
+    * `s3fs-banyan status /mnt/banyandb --json`
+    """
+    found = _status_of(locate(mountpoint))
+    if json:
+        print_json(found)
+    else:
+        show_status(found)
+
+
+def sync(mountpoint: MountpointArgument, json: JsonOption = False) -> None:
+    """Bring everything that was written before into the store, and wait for it.
+
+    Examples:
+
+    * `s3fs-banyan sync /mnt/banyandb`
+    """
+    place = locate(mountpoint)
+    _status_of(place)
+    with progress_bar() as bar:
+        result = trio.run(_sync, place, bar)
+    if json:
+        print_json(result)
+    else:
+        print_line(f"{place} is in the store as of commit {result['seq']}")
+
+
+def umount(
+    mountpoint: MountpointArgument,
+    lazy: Annotated[
+        bool, typer.Option("--lazy", help="Detach at once, although files are open.")
+    ] = False,
+) -> None:
+    """Unmount, and return when everything is in the store.
+
+    Examples:
+
+    * `s3fs-banyan umount /mnt/banyandb`
+    * `s3fs-banyan umount --lazy /mnt/banyandb`
+    """
+    place = locate(mountpoint)
+    found = _ask_status(place)
+    if found is None:
+        _clear_dead_mount(place)
+        return
+    with progress_bar() as bar:
+        trio.run(_unmount, place, found, lazy, bar)
+    reason = found.get("read_only")
+    if reason:
+        raise UsageError(
+            f"{place} is unmounted, but it had become read-only ({reason}): changes that were not "
+            f"in the store stay in {found['cache_dir']}",
+            exit_code=ExitCode.WRITER,
+        )
+    print_line(f"unmounted {place}")
+
+
+# --- asking the daemon -------------------------------------------------------------------
+
+
+async def _messages(place: Path, command: str) -> AsyncIterator[dict[str, Any]]:
+    """Give the messages of an answer; raises `UsageError` if the daemon says that it failed."""
+    async with aclosing(ask(place, command)) as answers:  # type: ignore[type-var]  # a generator
+        async for message in answers:
+            if "error" in message:
+                raise UsageError(f"{place}: {message['error']}", exit_code=ExitCode.DAEMON)
+            yield message
+
+
+async def _result(place: Path, command: str) -> dict[str, Any] | None:
+    async for message in _messages(place, command):
+        if "result" in message:
+            found: dict[str, Any] = message["result"]
+            return found
+    return None
+
+
+def _ask_status(place: Path) -> dict[str, Any] | None:
+    """Return what the daemon says of itself, or None if none listens."""
+
+    async def ask_in_time() -> dict[str, Any] | None:
+        with trio.fail_after(_ANSWER_S):
+            return await _result(place, "status")
+
+    try:
+        return trio.run(ask_in_time)
+    except OSError:
+        return None
+    except trio.TooSlowError:
+        raise UsageError(
+            f"the daemon of {place} does not answer: it may be stopped", exit_code=ExitCode.DAEMON
+        ) from None
+
+
+def _status_of(place: Path) -> dict[str, Any]:
+    found = _ask_status(place)
+    if found is not None:
+        return found
+    if mount_source(place) is None:
+        raise UsageError(f"{place} is not mounted", exit_code=ExitCode.MOUNTPOINT)
+    raise UsageError(
+        f"{place} is mounted, but no daemon answers: it has ended. Unmount it with s3fs-banyan "
+        "umount, and mount it again: nothing that was answered is lost",
+        exit_code=ExitCode.DAEMON,
+    )
+
+
+async def _sync(place: Path, bar: Progress) -> dict[str, Any]:
+    task = bar.add_task("to the store", total=None, detail="")
+    try:
+        async for message in _messages(place, "sync"):
+            if "result" in message:
+                found: dict[str, Any] = message["result"]
+                return found
+            _show(bar, task, message["progress"])
+    except OSError as error:
+        raise _gone(place) from error
+    raise _gone(place)
+
+
+def _show(bar: Progress, task: Any, progress: dict[str, Any]) -> None:  # noqa: ANN401  # rich's id
+    left = progress["operations_left"]
+    total = max(left, bar.tasks[task].total or 0)
+    detail = f"{left} operations, {size_text(progress['uncommitted_bytes'])} left"
+    if progress["error"]:
+        detail += f" ({progress['error'][:_DETAIL_CHARACTERS]})"
+    bar.update(task, total=total, completed=total - left, detail=detail)
+
+
+def _gone(place: Path) -> UsageError:
+    return UsageError(
+        f"the daemon of {place} ended while it worked: mount again to go on, nothing that was "
+        "answered is lost",
+        exit_code=ExitCode.DAEMON,
+    )
+
+
+# --- unmounting --------------------------------------------------------------------------
+
+
+async def _unmount(place: Path, found: dict[str, Any], lazy: bool, bar: Progress) -> None:  # noqa: FBT001
+    """Most of the work is done while the mount still serves; then detach and wait for the end."""
+    if not lazy and not found.get("read_only") and mount_source(place) is not None:
+        await _sync(place, bar)
+    daemon = _pidfd(int(found["writer"]["pid"]))
+    try:
+        task = bar.add_task("the rest", total=None, detail="")
+        detached = mount_source(place) is None
+        result: dict[str, Any] | None = None
+        try:
+            async for message in _messages(place, "wait"):
+                if not detached:
+                    _detach(place, lazy=lazy)
+                    detached = True
+                if "result" in message:
+                    result = message["result"]
+                    break
+                _show(bar, task, message["progress"])
+        except OSError as error:
+            if not detached:
+                raise _gone(place) from error
+        if daemon is not None:
+            await trio.lowlevel.wait_readable(daemon)
+    finally:
+        if daemon is not None:
+            os.close(daemon)
+    del result
+
+
+def _pidfd(pid: int) -> int | None:
+    """Return a descriptor that becomes readable when the process ends; None if it has."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno in {errno.ESRCH, errno.EINVAL}:
+            return None
+        raise
+
+
+def _detach(place: Path, *, lazy: bool) -> None:
+    try:
+        unmount(place, lazy=lazy)
+    except OSError as error:
+        raise _not_unmounted(place, error) from error
+
+
+def _not_unmounted(place: Path, error: OSError) -> UsageError:
+    if error.errno == errno.EBUSY:
+        users = holders_of(place)
+        by = f" by {', '.join(users)}" if users else ""
+        return UsageError(
+            f"{place} is in use{by}: end what uses it, or detach it with --lazy",
+            exit_code=ExitCode.MOUNTPOINT,
+        )
+    if error.errno == errno.EPERM:
+        return UsageError(f"{place}: unmounting needs root", exit_code=ExitCode.MOUNTPOINT)
+    return UsageError(f"{place}: {error.strerror}", exit_code=ExitCode.MOUNTPOINT)
+
+
+def _clear_dead_mount(place: Path) -> None:
+    """Unmount what a daemon that died left behind, and say that the store may lack something."""
+    if mount_source(place) is None:
+        raise UsageError(f"{place} is not mounted", exit_code=ExitCode.MOUNTPOINT)
+    try:
+        unmount(place)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise _not_unmounted(place, error) from error
+        say("processes still hold files of the dead mount; it is detached")
+        unmount(place, lazy=True)
+    raise UsageError(
+        f"{place} is unmounted, but its daemon had ended before: what was not yet in the store is "
+        "in its local directory, mount again to bring it there",
+        exit_code=ExitCode.DAEMON,
+    )

@@ -1,0 +1,83 @@
+"""The tables of `status`: what a person must see first is on top and in colour."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from s3fs_banyan.cli.output import console, printable, seconds_text, size_text
+
+_LAG_BAD_INTERVALS = 4
+
+
+def show_status(found: dict[str, Any]) -> None:
+    """Print a mount's state for people."""
+    out = console()
+    for style, text in troubles(found):
+        out.print(printable(text), style=style, markup=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _rows(found):
+        table.add_row(name, printable(value))
+    out.print(table)
+    if found.get("latency"):
+        out.print(_latencies(found["latency"]))
+
+
+def troubles(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (style, line) for everything that a person should look at."""
+    lines: list[tuple[str, str]] = []
+    if not found["online"]:
+        lines.append(("bold red", "OFFLINE: the store cannot be reached; nothing is published"))
+    if found["read_only"]:
+        lines.append(("bold red", f"READ-ONLY: {found['read_only']}"))
+    if found["set_aside"]:
+        lines.append(("bold red", f"SET ASIDE: changes never published are in {found['set_aside']}"))
+    if found["commit"]["last_error"]:
+        lines.append(("red", f"last commit failed: {found['commit']['last_error']}"))
+    if found["journal"]["disk_full"]:
+        lines.append(("bold red", "DISK FULL: the local disk has no room for the journal"))
+    if found["waiting_writers"]:
+        lines.append(("yellow", f"{found['waiting_writers']} writers wait for room"))
+    if found["lag"]["seconds"] > _LAG_BAD_INTERVALS * found["commit"]["interval_s"]:
+        lines.append(
+            ("yellow", f"the store is {seconds_text(found['lag']['seconds'])} behind this mount")
+        )
+    if found["reclaim"]["problem"]:
+        lines.append(("yellow", f"nothing is reclaimed: {found['reclaim']['problem']}"))
+    return lines
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    commit, journal, cache = found["commit"], found["journal"], found["cache"]
+    usage, lag, writer = found["usage"], found["lag"], found["writer"]
+    reads = cache["hits"] + cache["misses"]
+    share = f", {100 * cache['hits'] / reads:.0f} % hits" if reads else ""
+    return [
+        ("store", f"{found['store']} (volume {found['volume_id']})"),
+        ("mounted on", f"{found['mountpoint']}, durability {found['durability']}"),
+        ("local directory", found["cache_dir"]),
+        ("daemon", f"process {writer['pid']}, version {found['version']}"),
+        ("used", f"{size_text(usage['used'])} of {size_text(usage['capacity'])}, "
+                 f"{usage['inodes']} inodes"),
+        ("commit", f"{commit['seq']} (epoch {writer['epoch']}), {commit['phase'] or 'idle'}, "
+                   f"every {seconds_text(commit['interval_s'])} at most"),
+        ("not in the store", f"{size_text(lag['bytes'])}, oldest {seconds_text(lag['seconds'])}"),
+        ("journal", f"{size_text(journal['backlog_bytes'])} of "
+                    f"{size_text(journal['dirty_max_bytes'])} backlog, "
+                    f"{journal['segments_used']} segments used, {journal['segments_free']} free"),
+        ("cache", f"{size_text(cache['bytes'])} of {size_text(cache['limit'])}{share}"),
+    ]  # fmt: skip
+
+
+def _latencies(latency: dict[str, dict[str, float]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("latency")
+    for name in ("count", "p50", "p99"):
+        table.add_column(name, justify="right")
+    for name, one in latency.items():
+        p50, p99 = seconds_text(one["p50_s"]), seconds_text(one["p99_s"])
+        table.add_row(name, f"{one['count']:.0f}", p50, p99)
+    return table
