@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -34,11 +33,13 @@ def _use_of(process: Path, place: str, below: str) -> str:
     """Return what a process holds of a mount; empty if nothing, or if it cannot be seen."""
     try:
         for name in _LINKS:
-            target = os.readlink(process / name)
+            target = str((process / name).readlink())
             if target == place or target.startswith(below):
-                return {"cwd": "works in it", "root": "has its root in it"}.get(name, "runs from it")
+                return {"cwd": "works in it", "root": "has its root in it"}.get(
+                    name, "runs from it"
+                )
         for entry in (process / "fd").iterdir():
-            target = os.readlink(entry)
+            target = str(entry.readlink())
             if target == place or target.startswith(below):
                 return f"has {target} open"
         if f" {below}" in (process / "maps").read_text(encoding="utf-8", errors="replace"):

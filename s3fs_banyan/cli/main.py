@@ -28,7 +28,7 @@ app = typer.Typer(
 _INTERRUPTED = 130
 
 
-def _print_version(wanted: bool) -> None:  # noqa: FBT001  # the framework's own signature
+def _print_version(wanted: bool) -> None:
     if wanted:
         print_line(f"s3fs-banyan {__version__}")
         raise typer.Exit

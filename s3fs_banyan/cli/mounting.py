@@ -35,8 +35,8 @@ _READY: Final = b"ready\n"
 _USAGE: Final = "s3fs-banyan mount [STORE] MOUNTPOINT"
 _LOG_BYTES_MAX: Final = 10 << 20
 _IGNORED: Final = frozenset(
-    ("_netdev", "async", "auto", "defaults", "diratime", "exec", "noatime", "noauto", "nodev")
-    + ("nodiratime", "nofail", "nosuid", "relatime", "rw", "user", "users", "nouser")
+    "_netdev async auto defaults diratime exec noatime noauto nodev nodiratime nofail nosuid"
+    " nouser relatime rw user users".split()
 )
 """Options of mount(8) that are fulfilled already, or meant for others."""
 
@@ -89,9 +89,7 @@ def register(app: typer.Typer) -> None:
 
 def mount(
     context: typer.Context,
-    words: Annotated[
-        list[str], typer.Argument(metavar="[STORE] MOUNTPOINT", show_default=False)
-    ],
+    words: Annotated[list[str], typer.Argument(metavar="[STORE] MOUNTPOINT", show_default=False)],
     config: ConfigOption = None,
     cache_dir: Annotated[
         Path | None,
@@ -184,7 +182,9 @@ def _request(words: list[str], given: MountOptions, failpoint: str) -> MountRequ
     try:
         place = Path(mountpoint).resolve()
     except OSError as error:
-        raise UsageError(f"{mountpoint}: {error.strerror}", exit_code=ExitCode.MOUNTPOINT) from error
+        raise UsageError(
+            f"{mountpoint}: {error.strerror}", exit_code=ExitCode.MOUNTPOINT
+        ) from error
     check_mountpoint(place)
     return MountRequest(
         url=url,

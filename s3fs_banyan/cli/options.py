@@ -63,7 +63,9 @@ def settings(
     return found
 
 
-def take_store(words: Sequence[str], config: Config, usage: str, counts: range) -> tuple[str, list[str]]:
+def take_store(
+    words: Sequence[str], config: Config, usage: str, counts: range
+) -> tuple[str, list[str]]:
     """Return (the store's address, the other arguments); raises `ConfigError` with the usage.
 
     `counts` says how many other arguments there may be.

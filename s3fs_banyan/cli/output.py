@@ -70,7 +70,11 @@ def size_text(count: float) -> str:
     while abs(value) >= 1024 and unit < len(_UNITS) - 1:
         value /= 1024
         unit += 1
-    return f"{value:.0f} {_UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f} {_UNITS[unit]}"
+    return (
+        f"{value:.0f} {_UNITS[unit]}"
+        if unit == 0 or value >= 100
+        else f"{value:.1f} {_UNITS[unit]}"
+    )
 
 
 def seconds_text(seconds: float) -> str:

@@ -182,7 +182,7 @@ def _gone(place: Path) -> UsageError:
 # --- unmounting --------------------------------------------------------------------------
 
 
-async def _unmount(place: Path, found: dict[str, Any], lazy: bool, bar: Progress) -> None:  # noqa: FBT001
+async def _unmount(place: Path, found: dict[str, Any], lazy: bool, bar: Progress) -> None:
     """Most of the work is done while the mount still serves; then detach and wait for the end."""
     if not lazy and not found.get("read_only") and mount_source(place) is not None:
         await _sync(place, bar)

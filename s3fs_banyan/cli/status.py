@@ -34,7 +34,9 @@ def troubles(found: dict[str, Any]) -> list[tuple[str, str]]:
     if found["read_only"]:
         lines.append(("bold red", f"READ-ONLY: {found['read_only']}"))
     if found["set_aside"]:
-        lines.append(("bold red", f"SET ASIDE: changes never published are in {found['set_aside']}"))
+        lines.append(
+            ("bold red", f"SET ASIDE: changes never published are in {found['set_aside']}")
+        )
     if found["commit"]["last_error"]:
         lines.append(("red", f"last commit failed: {found['commit']['last_error']}"))
     if found["journal"]["disk_full"]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from s3fs_banyan.admin.check import Check, Finding, Summary
 from s3fs_banyan.app.build import connect
-from s3fs_banyan.app.volume import make_volume
+from s3fs_banyan.app.volume import make_volume, read_volume
 from s3fs_banyan.cli.options import (
     ConfigOption,
     EndpointOption,
@@ -16,7 +20,8 @@ from s3fs_banyan.cli.options import (
     settings,
     take_store,
 )
-from s3fs_banyan.cli.output import print_json, print_line
+from s3fs_banyan.cli.output import print_json, print_line, printable, progress_bar, size_text
+from s3fs_banyan.errors import ExitCode
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.runtime import RealRuntime
 
@@ -29,6 +34,7 @@ StoreArgument = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands of this group."""
     app.command()(mkfs)
+    app.command()(check)
 
 
 def mkfs(
@@ -63,3 +69,73 @@ def mkfs(
         print_json({"store": url, "volume_id": made.volume_id})
     else:
         print_line(f"made volume {made.volume_id} in {url}")
+
+
+def check(
+    store: StoreArgument = None,
+    config: ConfigOption = None,
+    endpoint_url: EndpointOption = None,
+    region: RegionOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Check every object of a volume and every reference; changes nothing.
+
+    Everything is read and decoded. Exit code 9 if anything is damaged or missing; orphans
+    (objects that nothing needs) are named and do no harm.
+
+    Examples:
+
+    * `s3fs-banyan check file:///srv/volume`
+    * `s3fs-banyan check s3://backup/banyandb --json`
+    """
+    found = settings(config, endpoint_url=endpoint_url, region=region)
+    url, _ = take_store(store or [], found, "s3fs-banyan check [STORE]", range(1))
+    remote = connect(url, found)
+    try:
+        volume = read_volume(remote)
+        with tempfile.TemporaryDirectory(prefix="s3fs-banyan-") as scratch, progress_bar() as bar:
+            task = bar.add_task("checking", total=None, detail="")
+
+            def show(done: int, total: int, key: str) -> None:
+                bar.update(task, completed=done, total=total, detail=key)
+
+            run = Check(remote, volume, Path(scratch), show)
+            findings = []
+            for finding in run.run():
+                findings.append(finding)
+                if not json:
+                    _print_finding(finding)
+    finally:
+        remote.close()
+    harmful = [finding for finding in findings if finding.kind != "orphan"]
+    if json:
+        print_json(
+            {
+                "store": url,
+                "volume_id": volume.volume_id,
+                "sound": not harmful,
+                **asdict(run.summary),
+                "findings": [asdict(finding) for finding in findings],
+            }
+        )
+    else:
+        _print_verdict(run.summary, len(harmful), len(findings) - len(harmful))
+    if harmful:
+        raise typer.Exit(ExitCode.DAMAGE)
+
+
+def _print_finding(finding: Finding) -> None:
+    style = "yellow" if finding.kind == "orphan" else "bold red"
+    print_line(printable(f"{finding.kind}: {finding.key}: {finding.why}"), style)
+
+
+def _print_verdict(summary: Summary, harmful: int, orphans: int) -> None:
+    print_line(
+        f"{summary.objects} objects, {size_text(summary.size_bytes)}: {summary.commits} commits up "
+        f"to {summary.seq}, {summary.checkpoints} checkpoints, {summary.packs} packs, "
+        f"{summary.chunks} living chunks, {summary.inodes} inodes"
+    )
+    if harmful:
+        print_line(f"DAMAGED: {harmful} findings", "bold red")
+    else:
+        print_line("sound" + (f", {orphans} orphans" if orphans else ""), "green")

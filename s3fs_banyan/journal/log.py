@@ -21,12 +21,11 @@ from typing import NamedTuple, Protocol
 import trio
 
 from s3fs_banyan.errors import Corrupt
-from s3fs_banyan.format.checksum import Bytes
+from s3fs_banyan.format.checksum import Bytes, xxh3
 from s3fs_banyan.format.record import (
     SEGMENT_HEADER_BYTES,
     WRITE_DATA_OFFSET,
     SegmentHeader,
-    data_verifies,
     encode_record,
     encode_segment_header,
     peek_record,
@@ -40,6 +39,8 @@ _FILL_BYTES = 1 << 20
 _INLINE_SYNC_BYTES_MAX = 256 * 1024
 _INLINE_SYNC_NS_MAX = 700_000
 _UNSYNCED_BYTES_MAX = 64 << 20
+_SPARES_URGENT = 2
+_BUSY_NS = 200_000_000
 
 
 class JournalObserver(Protocol):
@@ -88,7 +89,7 @@ class JournalSettings:
     segment_bytes: int = 64 << 20
     sync_bytes: int = 4 << 20
     sync_interval_s: float = 1.0
-    spares: int = 4
+    spares: int = 8
     spares_max: int = 16
     free_bytes_min: int = 256 << 20
     """Local disk space that new segments leave alone."""
@@ -128,6 +129,7 @@ class Journal:
         self._unsynced_bytes = 0
         self._sync_ns = float(_INLINE_SYNC_NS_MAX // 2)
         self._sync_running: trio.Event | None = None
+        self._poured_ns = 0
         self._sync_wanted = trio.Event()
         self._spare_wanted = trio.Event()
         self._changed = trio.Event()
@@ -216,6 +218,7 @@ class Journal:
         self._unsynced_bytes += size
         if self._unsynced_bytes >= self._settings.sync_bytes:
             self._sync_wanted.set()
+            self._poured_ns = self._runtime.monotonic_ns()
         self.last_seq, self.chain = op_seq, checksum
         return Appended(op_seq, current.number, position)
 
@@ -335,6 +338,9 @@ class Journal:
         """Keep filled spare segments ready; ends only by cancellation."""
         while True:
             while len(self._spares) < self._settings.spares:
+                if len(self._spares) >= _SPARES_URGENT and self._is_busy():
+                    await trio.sleep(_BUSY_NS / 1e9)
+                    continue
                 free = self._disk.free_bytes(self._directory)
                 if free < self._settings.segment_bytes + self._settings.free_bytes_min:
                     self.disk_full = True
@@ -353,6 +359,10 @@ class Journal:
             self._spare_wanted = trio.Event()
             with trio.move_on_after(1.0 if self.disk_full else 60.0):
                 await self._spare_wanted.wait()
+
+    def _is_busy(self) -> bool:
+        """Tell whether bytes pour in just now: filling a segment would slow them down."""
+        return self._runtime.monotonic_ns() - self._poured_ns < _BUSY_NS
 
     def _make_segment(self) -> tuple[Path, DiskFile]:
         """Fill a file with bytes and sync it with its directory: its blocks never move again."""
@@ -433,14 +443,13 @@ class Journal:
 
 def read_write_record(file: DiskFile, path: Path, position: int, op_seq: int) -> bytes:
     """Return the verified data of the WRITE record at `position`; raises `Corrupt`."""
-    raw = file.pread(WRITE_DATA_OFFSET, position)
-    head = peek_record(raw, 0)
+    head = peek_record(file.pread(WRITE_DATA_OFFSET, position), 0)
     if head is None or head.op_seq != op_seq:
         raise Corrupt("journal record", str(path), f"operation {op_seq} is not at {position}")
-    raw += file.pread(head.data_length, position + WRITE_DATA_OFFSET)
-    if not data_verifies(raw, 0, head):
+    data = file.pread(head.data_length, position + WRITE_DATA_OFFSET)
+    if len(data) != head.data_length or xxh3(data) != head.data_sum:
         raise Corrupt("journal record", str(path), f"checksum of operation {op_seq} differs")
-    return raw[WRITE_DATA_OFFSET:]
+    return data
 
 
 def _datasync_all(files: Sequence[DiskFile]) -> None:

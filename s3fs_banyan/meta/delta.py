@@ -63,6 +63,7 @@ def _write_seal_list(snapshot: Snapshot, flip: int) -> tuple[int, int]:
     run_script(
         connection,
         "CREATE TABLE seal.chunk (id INTEGER PRIMARY KEY, length, directory, ino, offset);"
+        "CREATE TABLE seal.owner (ino INTEGER PRIMARY KEY, parent);"
         "CREATE TABLE seal.piece (chunk, offset, length, segment, position, record_offset, op_seq,"
         " PRIMARY KEY (chunk, offset)) WITHOUT ROWID;",
     )
@@ -79,10 +80,12 @@ def _write_seal_list(snapshot: Snapshot, flip: int) -> tuple[int, int]:
         (flip,),
     ).fetchall()
     connection.execute(
-        "UPDATE seal.chunk SET directory = d.parent FROM main.dirty_dentry k"
-        " JOIN main.dentry d ON d.parent = k.parent AND d.name = k.name"
-        " WHERE k.flip = ? AND d.ino = seal.chunk.ino",
+        "INSERT OR IGNORE INTO seal.owner SELECT d.ino, d.parent FROM main.dirty_dentry k"
+        " JOIN main.dentry d ON d.parent = k.parent AND d.name = k.name WHERE k.flip = ?",
         (flip,),
+    ).fetchall()
+    connection.execute(
+        "UPDATE seal.chunk SET directory = o.parent FROM seal.owner o WHERE o.ino = seal.chunk.ino"
     ).fetchall()
     connection.execute(
         "INSERT INTO seal.piece SELECT p.* FROM seal.chunk c JOIN main.piece p ON p.chunk = c.id"

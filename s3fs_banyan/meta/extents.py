@@ -61,6 +61,8 @@ class Extents:
         self._run = runner(connection)
         self._tree = tree
         self._tails: dict[int, _Tail] = {}
+        self._grown: set[int] = set()
+        """Files whose tail has grown beyond its row."""
         self.used_bytes: int = self._run("SELECT coalesce(sum(length), 0) FROM extent").fetchall()[
             0
         ][0]
@@ -106,14 +108,14 @@ class Extents:
             if tail is None or tail.offset + tail.length != offset:
                 tail = self._find_tail(ino, offset) if offset == size and size else None
             if tail is not None:
-                done = self._grow(tail, length, segment, position, op_seq)
+                done = self._grow(ino, tail, length, segment, position, op_seq)
         elif self._overwrite_within(ino, offset, length, segment, position, op_seq):
             return
         else:
             self.carve(ino, offset, offset + length)
             tail = self._find_tail(ino, offset)
             if tail is not None:
-                done = self._grow(tail, length, segment, position, op_seq)
+                done = self._grow(ino, tail, length, segment, position, op_seq)
                 self._settle(ino)
         while done < length:
             step = min(length - done, CHUNK_BYTES_MAX)
@@ -139,12 +141,15 @@ class Extents:
         tail = self._tails[ino] = _Tail(start, length, chunk, chunk_offset, length)
         return tail
 
-    def _grow(self, tail: _Tail, length: int, segment: int, position: int, op_seq: int) -> int:
+    def _grow(
+        self, ino: int, tail: _Tail, length: int, segment: int, position: int, op_seq: int
+    ) -> int:
         end = tail.chunk_offset + tail.length
         step = min(length, CHUNK_BYTES_MAX - end)
         if step:
             self._add_piece(tail.chunk, end, step, segment, position, 0, op_seq)
             tail.length += step
+            self._grown.add(ino)
             self.used_bytes += step
         return step
 
@@ -316,10 +321,11 @@ class Extents:
             (tail.chunk_offset + tail.length, tail.chunk),
         ).fetchall()
         tail.stored_length = tail.length
+        self._grown.discard(ino)
 
     def flush(self) -> None:
         """Write the rows of all tails."""
-        for ino in [*self._tails]:
+        for ino in [*self._grown]:
             self._settle(ino)
         if len(self._tails) > 4096:  # a bound on RAM, no semantics
             self._tails.clear()

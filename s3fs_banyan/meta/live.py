@@ -24,7 +24,7 @@ from s3fs_banyan.meta.tree import Tree
 from s3fs_banyan.model import Operation
 
 LIVE_LEVEL = 1
-_TRANSACTION_OPERATIONS_MAX = 2_000
+_TRANSACTION_OPERATIONS_MAX = 256
 
 
 class LivePosition(NamedTuple):

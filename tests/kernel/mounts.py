@@ -148,6 +148,7 @@ class Mount:
 
     def start(self, *arguments: str, failpoint: str = "", ready: bool = True) -> Self:
         """Mount; returns when it answers (with `ready`). Raises `MountError` if it does not."""
+        self._detach()
         self.path.mkdir(exist_ok=True)
         config = self.volume.write_config(self.name, self.settings)
         command = [*PROGRAM, "mount", self.volume.url, str(self.path), "--foreground"]
@@ -196,11 +197,10 @@ class Mount:
         return found
 
     def kill(self) -> None:
-        """kill -9 of the daemon; the dead mount is taken away."""
+        """kill -9 of the daemon. The dead mount stays until the next start: ENOTCONN for all."""
         self.process.kill()
         self.process.wait()
         self._process = None
-        self._detach()
 
     def stop(self) -> None:
         """SIGSTOP: the machine sleeps."""

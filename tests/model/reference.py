@@ -63,7 +63,13 @@ class ReferenceFS:
 
     def clone(self) -> ReferenceFS:
         """Return a copy that goes its own way."""
-        return copy.deepcopy(self)
+        other = ReferenceFS(mode=0, created_ns=0)
+        other.nodes = {ino: copy.copy(node) for ino, node in self.nodes.items()}
+        for node in other.nodes.values():
+            node.data, node.xattrs = bytearray(node.data), dict(node.xattrs)
+            node.names = dict(node.names)
+        other.version = dict(self.version)
+        return other
 
     # --- looking -------------------------------------------------------------------------
 
