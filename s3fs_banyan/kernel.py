@@ -89,8 +89,10 @@ class KernelMount:
         offered = struct.unpack_from("<I", self.init_request, 40 + 12)[0]
         patched = bytearray(reply)
         flags = struct.unpack_from("<I", patched, 28)[0]
-        flags |= offered & (_PARALLEL_DIROPS | _HANDLE_KILLPRIV_V2 | _EXPLICIT_INVAL_DATA)
-        flags &= ~_AUTO_INVAL_DATA
+        flags |= offered & (_PARALLEL_DIROPS | _HANDLE_KILLPRIV_V2)
+        if not self._options.read_only:  # a follower's files change without the kernel
+            flags |= offered & _EXPLICIT_INVAL_DATA
+            flags &= ~_AUTO_INVAL_DATA
         if flags & _HANDLE_KILLPRIV_V2:
             flags &= ~_HANDLE_KILLPRIV
         struct.pack_into("<I", patched, 28, flags)

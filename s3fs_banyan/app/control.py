@@ -75,10 +75,19 @@ async def _answer(stream: trio.SocketStream, commands: dict[str, Command]) -> No
             try:
                 await send({"result": await command(progress)})
             except Exception as error:  # noqa: BLE001  # told to the one who asked
+                if _is_hangup(error):
+                    return
                 log.warning("control command %s failed: %s", name, error)
                 await send({"error": str(error)})
     except (trio.BrokenResourceError, trio.ClosedResourceError, ValueError) as error:
         log.debug("control connection ended: %s", error)
+
+
+def _is_hangup(error: BaseException) -> bool:
+    """Tell whether an error says no more than that the one who asked has gone."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_hangup(inner) for inner in error.exceptions)
+    return isinstance(error, trio.BrokenResourceError)
 
 
 async def ask(mountpoint: Path, command: str) -> AsyncIterator[dict[str, object]]:

@@ -50,6 +50,8 @@ from s3fs_banyan.runtime import RealRuntime
 
 log = logging.getLogger(__name__)
 
+_FAREWELL_S = 0.1
+"""How long those who wait for the unmount have to be told that all is in the store."""
 _SWITCH_INTERVAL_S = 0.0002
 """A busy thread must not keep the event loop waiting for the default 5 ms."""
 
@@ -247,7 +249,8 @@ async def _serve_kernel(
         on_failure=lambda error: _end_if_broken(request, engine, error),
         writeback=config.kernel_writeback,
     )
-    await nursery.start(serve_control, request.mountpoint, _commands(request, engine))
+    drained = trio.Event()
+    await nursery.start(serve_control, request.mountpoint, _commands(request, engine, drained))
     nursery.start_soon(_watch_signals, request, engine)
 
     def ready() -> None:
@@ -260,14 +263,18 @@ async def _serve_kernel(
 
     await serve(operations, mount, max_tasks=config.max_tasks, on_ready=ready)
     log.info("unmounted; bringing the rest into the store")
-    await _drain(engine)
+    if await _drain(engine):
+        drained.set()
+        await trio.sleep(_FAREWELL_S)
 
 
-async def _drain(engine: Engine) -> None:
+async def _drain(engine: Engine) -> bool:
+    """Bring everything into the store; false if this mount never can."""
     if engine.state.read_only_reason or engine.state.broken:
-        return
+        return False
     await engine.committer.drain()
     await engine.leave()
+    return True
 
 
 def _end_if_broken(request: MountRequest, engine: Engine, error: BaseException) -> None:
@@ -297,7 +304,9 @@ async def _watch_signals(request: MountRequest, engine: Engine) -> None:
                 log.warning("unmount: %s", error)
 
 
-def _commands(request: MountRequest, engine: Engine) -> dict[str, Callable[[Progress], object]]:
+def _commands(
+    request: MountRequest, engine: Engine, drained: trio.Event
+) -> dict[str, Callable[[Progress], object]]:
     async def status(_: Progress) -> dict[str, object]:
         return engine_status(engine, request.url, request.mountpoint, request.config)
 
@@ -310,9 +319,12 @@ def _commands(request: MountRequest, engine: Engine) -> dict[str, Callable[[Prog
         return {"seq": engine.state.committed.head.seq}
 
     async def wait(progress: Progress) -> dict[str, object]:
-        """Report progress until the daemon ends; the connection then just closes."""
-        await _report(engine, None, progress)
-        return {}
+        """Report progress until all is in the store after the unmount; a failure only closes."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_report, engine, None, progress)
+            await drained.wait()
+            nursery.cancel_scope.cancel()
+        return {"seq": engine.state.committed.head.seq}
 
     return {"status": status, "sync": sync, "wait": wait}
 

@@ -42,6 +42,11 @@ class CommittedChunks:
         self._committed = committed
         self._extents = extents
 
+    def use(self, committed: Committed, extents: Extents) -> None:
+        """Answer from these from now on."""
+        self._committed = committed
+        self._extents = extents
+
     def pieces(self, chunk: int, start: int, end: int) -> Sequence[Piece]:
         """Return nothing: there is no journal."""
         return ()

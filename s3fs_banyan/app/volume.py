@@ -27,7 +27,7 @@ def make_volume(store: RemoteFileSystem, volume: VolumeDescriptor, runtime: Runt
     honour create-if-absent.
     """
     for meta in store.list():
-        if meta.path == VOLUME:
+        if meta.path == VOLUME or meta.path.startswith((LOG_PREFIX, PACK_PREFIX, CHECKPOINT_PREFIX)):
             raise UsageError(f"{store.url} holds a volume already", exit_code=ExitCode.VOLUME)
         if not meta.path.startswith(PROBE_PREFIX):
             raise UsageError(

@@ -8,11 +8,13 @@ line and exit code are this command's own.
 from __future__ import annotations
 
 import difflib
+import errno
 import logging
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -20,24 +22,28 @@ from typing import Annotated, Final, Literal
 import typer
 
 from s3fs_banyan.app.build import connect, default_cache_directory
+from s3fs_banyan.app.follower import run_read_only_mount
 from s3fs_banyan.app.mount import MountRequest, run_mount
 from s3fs_banyan.app.volume import read_volume
+from s3fs_banyan.cli.asking import control_answers
 from s3fs_banyan.cli.options import ConfigOption, EndpointOption, RegionOption, settings, take_store
 from s3fs_banyan.cli.output import print_line
 from s3fs_banyan.config import Config
 from s3fs_banyan.errors import ConfigError, ExitCode, UsageError
-from s3fs_banyan.kernel import check_mountpoint
+from s3fs_banyan.kernel import check_mountpoint, mount_source, unmount
 from s3fs_banyan.observe import setup_logging
 
 logger = logging.getLogger(__name__)
 
+_Run = Callable[[MountRequest, Callable[[], None]], None]
+
 _READY: Final = b"ready\n"
 _USAGE: Final = "s3fs-banyan mount [STORE] MOUNTPOINT"
 _LOG_BYTES_MAX: Final = 10 << 20
-_IGNORED: Final = frozenset(
-    "_netdev async auto defaults diratime exec noatime noauto nodev nodiratime nofail nosuid"
-    " nouser relatime rw user users".split()
-)
+_IGNORED: Final = {
+    *("_netdev", "async", "auto", "defaults", "diratime", "exec", "noatime", "noauto", "nodev"),
+    *("nodiratime", "nofail", "nosuid", "nouser", "relatime", "rw", "user", "users"),
+}
 """Options of mount(8) that are fulfilled already, or meant for others."""
 
 
@@ -161,7 +167,8 @@ def mount(
     given = replace(given, **{name: value for name, value in typed.items() if value})  # type: ignore[arg-type]
     request = _request(words, given, failpoint)
     if foreground:
-        _serve(request, ready_fd=ready_fd, debug=bool(context.obj))
+        run = run_read_only_mount if given.read_only else run_mount
+        _serve(request, run, ready_fd=ready_fd, debug=bool(context.obj))
     else:
         _serve_in_background(request)
 
@@ -185,34 +192,50 @@ def _request(words: list[str], given: MountOptions, failpoint: str) -> MountRequ
         raise UsageError(
             f"{mountpoint}: {error.strerror}", exit_code=ExitCode.MOUNTPOINT
         ) from error
+    _clear_dead_mount(place)
     check_mountpoint(place)
     return MountRequest(
         url=url,
         mountpoint=place,
         config=found,
-        cache_dir=_cache_directory(url, found, given.cache_dir),
+        cache_dir=_cache_directory(url, found, given),
         takeover=given.takeover,
         accept_loss=given.accept_loss,
         failpoint=failpoint,
     )
 
 
-def _cache_directory(url: str, config: Config, given: Path | None) -> Path:
+def _cache_directory(url: str, config: Config, given: MountOptions) -> Path:
     """Return the local directory; before one is made, the store has shown its volume."""
-    if given is not None and (given / "identity.json").exists():
-        return given.absolute()
+    directory = given.cache_dir
+    if directory is not None and (directory / "identity.json").exists():
+        return directory.absolute()
     store = connect(url, config)
     try:
         volume = read_volume(store)
     finally:
         store.close()
-    return given.absolute() if given else default_cache_directory(config, volume.volume_id)
+    if directory is not None:
+        return directory.absolute()
+    default = default_cache_directory(config, volume.volume_id)
+    return default.with_name(f"{default.name}.follower") if given.read_only else default
+
+
+def _clear_dead_mount(place: Path) -> None:
+    """Detach what a daemon that died left here: nobody will ever answer it again."""
+    if mount_source(place) is None or control_answers(place):
+        return
+    try:
+        os.statvfs(place)
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            unmount(place, lazy=True)
 
 
 # --- in the foreground, or as the daemon -------------------------------------------------
 
 
-def _serve(request: MountRequest, *, ready_fd: int, debug: bool) -> None:
+def _serve(request: MountRequest, run: _Run, *, ready_fd: int, debug: bool) -> None:
     """Mount and serve in this process; `ready_fd` is told when the mount answers.
 
     As the daemon, standard error is the log; what goes wrong before the mount answers is raised
@@ -235,7 +258,7 @@ def _serve(request: MountRequest, *, ready_fd: int, debug: bool) -> None:
             os.close(starter)
 
     try:
-        run_mount(request, ready)
+        run(request, ready)
     except BaseException as error:
         logger.error("the daemon ends: %s", error)
         if starter >= 0 and not is_ready:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import AsyncIterator
-from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +11,7 @@ import trio
 import typer
 from rich.progress import Progress
 
-from s3fs_banyan.app.control import ask
+from s3fs_banyan.cli.asking import ask_status, ended, messages_of, status_of
 from s3fs_banyan.cli.holders import holders_of
 from s3fs_banyan.cli.options import JsonOption, locate
 from s3fs_banyan.cli.output import print_json, print_line, progress_bar, say, size_text
@@ -23,7 +21,6 @@ from s3fs_banyan.kernel import mount_source, unmount
 
 MountpointArgument = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", show_default=False)]
 
-_ANSWER_S = 30.0
 _DETAIL_CHARACTERS = 60
 
 
@@ -45,7 +42,7 @@ def status(mountpoint: MountpointArgument, json: JsonOption = False) -> None:
     * `s3fs-banyan status /mnt/banyandb`
     * `s3fs-banyan status /mnt/banyandb --json`
     """
-    found = _status_of(locate(mountpoint))
+    found = status_of(locate(mountpoint))
     if json:
         print_json(found)
     else:
@@ -60,7 +57,7 @@ def sync(mountpoint: MountpointArgument, json: JsonOption = False) -> None:
     * `s3fs-banyan sync /mnt/banyandb`
     """
     place = locate(mountpoint)
-    _status_of(place)
+    status_of(place)
     with progress_bar() as bar:
         result = trio.run(_sync, place, bar)
     if json:
@@ -83,83 +80,42 @@ def umount(
     * `s3fs-banyan umount --lazy /mnt/banyandb`
     """
     place = locate(mountpoint)
-    found = _ask_status(place)
+    found = ask_status(place)
     if found is None:
         _clear_dead_mount(place)
         return
     with progress_bar() as bar:
-        trio.run(_unmount, place, found, lazy, bar)
-    reason = found.get("read_only")
+        in_store = trio.run(_unmount, place, found, lazy, bar)
+    reason = found["read_only"]
     if reason:
         raise UsageError(
             f"{place} is unmounted, but it had become read-only ({reason}): changes that were not "
             f"in the store stay in {found['cache_dir']}",
             exit_code=ExitCode.WRITER,
         )
+    if not in_store and found.get("role") != "follower":
+        raise UsageError(
+            f"{place} is unmounted, but its daemon ended before everything was in the store (see "
+            f"{found['cache_dir']}/log): mount again to bring the rest there, nothing is lost",
+            exit_code=ExitCode.DAEMON,
+        )
     print_line(f"unmounted {place}")
 
 
-# --- asking the daemon -------------------------------------------------------------------
-
-
-async def _messages(place: Path, command: str) -> AsyncIterator[dict[str, Any]]:
-    """Give the messages of an answer; raises `UsageError` if the daemon says that it failed."""
-    async with aclosing(ask(place, command)) as answers:  # type: ignore[type-var]  # a generator
-        async for message in answers:
-            if "error" in message:
-                raise UsageError(f"{place}: {message['error']}", exit_code=ExitCode.DAEMON)
-            yield message
-
-
-async def _result(place: Path, command: str) -> dict[str, Any] | None:
-    async for message in _messages(place, command):
-        if "result" in message:
-            found: dict[str, Any] = message["result"]
-            return found
-    return None
-
-
-def _ask_status(place: Path) -> dict[str, Any] | None:
-    """Return what the daemon says of itself, or None if none listens."""
-
-    async def ask_in_time() -> dict[str, Any] | None:
-        with trio.fail_after(_ANSWER_S):
-            return await _result(place, "status")
-
-    try:
-        return trio.run(ask_in_time)
-    except OSError:
-        return None
-    except trio.TooSlowError:
-        raise UsageError(
-            f"the daemon of {place} does not answer: it may be stopped", exit_code=ExitCode.DAEMON
-        ) from None
-
-
-def _status_of(place: Path) -> dict[str, Any]:
-    found = _ask_status(place)
-    if found is not None:
-        return found
-    if mount_source(place) is None:
-        raise UsageError(f"{place} is not mounted", exit_code=ExitCode.MOUNTPOINT)
-    raise UsageError(
-        f"{place} is mounted, but no daemon answers: it has ended. Unmount it with s3fs-banyan "
-        "umount, and mount it again: nothing that was answered is lost",
-        exit_code=ExitCode.DAEMON,
-    )
+# --- to the store ------------------------------------------------------------------------
 
 
 async def _sync(place: Path, bar: Progress) -> dict[str, Any]:
     task = bar.add_task("to the store", total=None, detail="")
     try:
-        async for message in _messages(place, "sync"):
+        async for message in messages_of(place, "sync"):
             if "result" in message:
                 found: dict[str, Any] = message["result"]
                 return found
             _show(bar, task, message["progress"])
     except OSError as error:
-        raise _gone(place) from error
-    raise _gone(place)
+        raise ended(place) from error
+    raise ended(place)
 
 
 def _show(bar: Progress, task: Any, progress: dict[str, Any]) -> None:  # noqa: ANN401  # rich's id
@@ -171,20 +127,15 @@ def _show(bar: Progress, task: Any, progress: dict[str, Any]) -> None:  # noqa: 
     bar.update(task, total=total, completed=total - left, detail=detail)
 
 
-def _gone(place: Path) -> UsageError:
-    return UsageError(
-        f"the daemon of {place} ended while it worked: mount again to go on, nothing that was "
-        "answered is lost",
-        exit_code=ExitCode.DAEMON,
-    )
-
-
 # --- unmounting --------------------------------------------------------------------------
 
 
-async def _unmount(place: Path, found: dict[str, Any], lazy: bool, bar: Progress) -> None:
-    """Most of the work is done while the mount still serves; then detach and wait for the end."""
-    if not lazy and not found.get("read_only") and mount_source(place) is not None:
+async def _unmount(place: Path, found: dict[str, Any], lazy: bool, bar: Progress) -> bool:
+    """Most of the work is done while the mount still serves; then detach and wait for the end.
+
+    Returns whether the daemon said that everything is in the store.
+    """
+    if not lazy and not found["read_only"] and mount_source(place) is not None:
         await _sync(place, bar)
     daemon = _pidfd(int(found["writer"]["pid"]))
     try:
@@ -192,7 +143,7 @@ async def _unmount(place: Path, found: dict[str, Any], lazy: bool, bar: Progress
         detached = mount_source(place) is None
         result: dict[str, Any] | None = None
         try:
-            async for message in _messages(place, "wait"):
+            async for message in messages_of(place, "wait"):
                 if not detached:
                     _detach(place, lazy=lazy)
                     detached = True
@@ -202,13 +153,13 @@ async def _unmount(place: Path, found: dict[str, Any], lazy: bool, bar: Progress
                 _show(bar, task, message["progress"])
         except OSError as error:
             if not detached:
-                raise _gone(place) from error
+                raise ended(place) from error
         if daemon is not None:
             await trio.lowlevel.wait_readable(daemon)
     finally:
         if daemon is not None:
             os.close(daemon)
-    del result
+    return result is not None
 
 
 def _pidfd(pid: int) -> int | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from s3fs_banyan.cli.output import console, printable, seconds_text, size_text
+from s3fs_banyan.cli.output import console, printable, seconds_text, size_text, time_text
 
 _LAG_BAD_INTERVALS = 4
 
@@ -39,6 +39,8 @@ def troubles(found: dict[str, Any]) -> list[tuple[str, str]]:
         )
     if found["commit"]["last_error"]:
         lines.append(("red", f"last commit failed: {found['commit']['last_error']}"))
+    if found.get("role") == "follower":
+        return lines
     if found["journal"]["disk_full"]:
         lines.append(("bold red", "DISK FULL: the local disk has no room for the journal"))
     if found["waiting_writers"]:
@@ -53,25 +55,38 @@ def troubles(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    commit, journal, cache = found["commit"], found["journal"], found["cache"]
-    usage, lag, writer = found["usage"], found["lag"], found["writer"]
+    commit, cache, usage, writer = (found[k] for k in ("commit", "cache", "usage", "writer"))
     reads = cache["hits"] + cache["misses"]
     share = f", {100 * cache['hits'] / reads:.0f} % hits" if reads else ""
+    used = f"{size_text(usage['used'])} of {size_text(usage['capacity'])}"
+    follows = found.get("role") == "follower"
+    manner = "read-only" if follows else f"durability {found['durability']}"
     return [
         ("store", f"{found['store']} (volume {found['volume_id']})"),
-        ("mounted on", f"{found['mountpoint']}, durability {found['durability']}"),
+        ("mounted on", f"{found['mountpoint']}, {manner}"),
         ("local directory", found["cache_dir"]),
         ("daemon", f"process {writer['pid']}, version {found['version']}"),
-        ("used", f"{size_text(usage['used'])} of {size_text(usage['capacity'])}, "
-                 f"{usage['inodes']} inodes"),
-        ("commit", f"{commit['seq']} (epoch {writer['epoch']}), {commit['phase'] or 'idle'}, "
-                   f"every {seconds_text(commit['interval_s'])} at most"),
-        ("not in the store", f"{size_text(lag['bytes'])}, oldest {seconds_text(lag['seconds'])}"),
-        ("journal", f"{size_text(journal['backlog_bytes'])} of "
-                    f"{size_text(journal['dirty_max_bytes'])} backlog, "
-                    f"{journal['segments_used']} segments used, {journal['segments_free']} free"),
+        ("used", f"{used}, {usage['inodes']} inodes"),
+        *(_follower_rows(commit, writer) if follows else _writer_rows(found)),
         ("cache", f"{size_text(cache['bytes'])} of {size_text(cache['limit'])}{share}"),
-    ]  # fmt: skip
+    ]
+
+
+def _follower_rows(commit: dict[str, Any], writer: dict[str, Any]) -> list[tuple[str, str]]:
+    made = time_text(commit["time_ns"])
+    return [("commit", f"{commit['seq']} (epoch {writer['epoch']}), made {made} UTC")]
+
+
+def _writer_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    commit, journal, lag = found["commit"], found["journal"], found["lag"]
+    backlog = f"{size_text(journal['backlog_bytes'])} of {size_text(journal['dirty_max_bytes'])}"
+    segments = f"{journal['segments_used']} segments used, {journal['segments_free']} free"
+    doing = f"{commit['phase'] or 'idle'}, every {seconds_text(commit['interval_s'])} at most"
+    return [
+        ("commit", f"{commit['seq']} (epoch {found['writer']['epoch']}), {doing}"),
+        ("not in the store", f"{size_text(lag['bytes'])}, oldest {seconds_text(lag['seconds'])}"),
+        ("journal", f"{backlog} backlog, {segments}"),
+    ]
 
 
 def _latencies(latency: dict[str, dict[str, float]]) -> Table:

@@ -110,6 +110,7 @@ class Committer:
         self._cache = cache
         self._extras = extras
         self.has_epoch = False
+        self._taking_epoch = trio.Lock()
         self.phase = "idle"
         """What the committer does at present, for status."""
         self.last_error = ""
@@ -150,7 +151,9 @@ class Committer:
 
     async def take_epoch(self) -> None:
         """Become the writer now; raises the store's errors, `Fenced`."""
-        if not self.has_epoch:
+        async with self._taking_epoch:
+            if self.has_epoch:
+                return
             await self._publisher.take_epoch()
             self.has_epoch = True
             self._state.online = True
@@ -249,7 +252,7 @@ class Committer:
         """Steps 3 and 4: packs are sent while the next ones are sealed, a few at a time."""
         while True:
             try:
-                return await self._seal_attempt(cut, counts)
+                return await self._patiently("seal", lambda: self._seal_attempt(cut, counts))
             except WorkerDied:
                 log.warning("the worker process died while it was sealing: beginning again")
                 await trio.sleep(_RETRY_FIRST_S)
@@ -273,7 +276,13 @@ class Committer:
                 await limit.acquire()
                 if failure:
                     break
-                pack = await self._worker.seal_pack(number)
+                try:
+                    pack = await self._worker.seal_pack(number)
+                except (WorkerDied, StoreError) as error:
+                    # Not out of the nursery: that would wrap it in a group that nobody catches.
+                    failure.append(error)
+                    limit.release()
+                    break
                 if pack is None:
                     limit.release()
                     continue

@@ -121,7 +121,7 @@ class CommitLog:
         for seq in numbers:
             if seq != head.seq + 1:
                 raise ObjectMissing(f"{log_key(head.seq + 1)} is not in the store any more")
-            head = self.apply(committed, self.read(seq), head)
+            head = committed.head = self.apply(committed, self.read(seq), head)
         return head
 
     # --- checkpoints ---------------------------------------------------------------------

@@ -76,7 +76,7 @@ def open_json(stored: Bytes, kind: str, version_known: int, key: str) -> dict[st
     """Return the body of a sealed JSON object after checking checksum, kind and version."""
     try:
         body = json.loads(bytes(stored))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Corrupt(kind, key, f"no JSON: {error}") from error
     if not isinstance(body, dict) or body.get("kind") != kind:
         raise Corrupt(kind, key, "it is something else")
@@ -87,6 +87,8 @@ def open_json(stored: Bytes, kind: str, version_known: int, key: str) -> dict[st
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     if checksum != sha256_hex(text.encode()):
         raise Corrupt(kind, key, "checksum differs")
+    if type(version) is not int or version < 1:
+        raise Corrupt(kind, key, "it has no version")
     return body
 
 

@@ -64,6 +64,8 @@ def decode_volume(stored: Bytes, key: str) -> VolumeDescriptor:
         wanted = {"str": str, "int": int}.get(str(field.type), list)
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise Corrupt("volume", key, f"{field.name} is missing or malformed")
+        if isinstance(value, list) and not all(isinstance(name, str) for name in value):
+            raise Corrupt("volume", key, f"{field.name} is malformed")
         values[field.name] = tuple(value) if isinstance(value, list) else value
     volume = VolumeDescriptor(**values)  # type: ignore[arg-type]  # checked field by field above
     if len(volume.volume_id) != 32 or not PACK_BYTES_MIN <= volume.pack_bytes <= PACK_BYTES_MAX:

@@ -39,6 +39,7 @@ _FILL_BYTES = 1 << 20
 _INLINE_SYNC_BYTES_MAX = 256 * 1024
 _INLINE_SYNC_NS_MAX = 700_000
 _UNSYNCED_BYTES_MAX = 64 << 20
+_HEAD_BYTES_MAX = 8192  # a symbolic link of the longest name and target takes 4,450
 _SPARES_URGENT = 2
 _BUSY_NS = 200_000_000
 
@@ -130,6 +131,7 @@ class Journal:
         self._sync_ns = float(_INLINE_SYNC_NS_MAX // 2)
         self._sync_running: trio.Event | None = None
         self._poured_ns = 0
+        self._spares_needed = 0
         self._sync_wanted = trio.Event()
         self._spare_wanted = trio.Event()
         self._changed = trio.Event()
@@ -186,7 +188,7 @@ class Journal:
         current = self._current
         if current is None or self._stuck or self._unsynced_bytes > _UNSYNCED_BYTES_MAX:
             return False
-        if current.end + byte_count + 4096 <= self._settings.segment_bytes:
+        if current.end + byte_count + _HEAD_BYTES_MAX <= self._settings.segment_bytes:
             return True
         return len(self._spares) > (0 if use_reserve else 1)
 
@@ -290,18 +292,33 @@ class Journal:
         So the segments are never trusted again; what was not synced goes to a fresh one.
         """
         self._stuck = True
+        done = self._sync_running = trio.Event()
         try:
             with trio.CancelScope(shield=True):
                 for segment in batch:
                     segment.bad = True
                     self._observer.journal_sync_failed(segment.path)
-                while not self._spares:
+                self._dirty = []  # what was appended meanwhile is rewritten, too
+                self._spares_needed = self._segments_for_unsynced()
+                while len(self._spares) < self._spares_needed:
                     self._spare_wanted.set()
                     await self._changed.wait()
                 self._copy_unsynced()
         finally:
+            self._spares_needed = 0
             self._stuck = False
+            self._sync_running = None
+            done.set()
         self._notify()
+
+    def _segments_for_unsynced(self) -> int:
+        count, end = 1, SEGMENT_HEADER_BYTES
+        for record in self._unsynced:
+            size = len(record.head) + len(record.data)
+            if end + size > self._settings.segment_bytes:
+                count, end = count + 1, SEGMENT_HEADER_BYTES
+            end += size
+        return count
 
     def _copy_unsynced(self) -> None:
         if not self._unsynced:
@@ -337,7 +354,7 @@ class Journal:
     async def run_preparer(self) -> None:
         """Keep filled spare segments ready; ends only by cancellation."""
         while True:
-            while len(self._spares) < self._settings.spares:
+            while len(self._spares) < max(self._settings.spares, self._spares_needed):
                 if len(self._spares) >= _SPARES_URGENT and self._is_busy():
                     await trio.sleep(_BUSY_NS / 1e9)
                     continue

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.mounts import Mount, Settings, Volume, file_volume, s3_volume
+from tests.kernel.proxy import Proxy
 from tests.servers import SeaweedServer
 
 MakeMount = Callable[..., Mount]
+MakeVolume = Callable[..., Volume]
 
 
 @pytest.fixture
@@ -20,13 +22,20 @@ def volume(tmp_path: Path) -> Volume:
 
 
 @pytest.fixture
-def make_s3_volume(seaweed: SeaweedServer, tmp_path: Path) -> Callable[..., Volume]:
+def make_s3_volume(seaweed: SeaweedServer, tmp_path: Path) -> MakeVolume:
     """Make volumes in SeaweedFS."""
 
-    def make(settings: Settings | None = None) -> Volume:
-        return s3_volume(seaweed, tmp_path, settings)
+    def make(settings: Settings | None = None, endpoint_url: str = "") -> Volume:
+        return s3_volume(seaweed, tmp_path, settings, endpoint_url=endpoint_url)
 
     return make
+
+
+@pytest.fixture
+def proxy(seaweed: SeaweedServer) -> Iterator[Proxy]:
+    """A proxy before SeaweedFS that counts requests and can cut the line."""
+    with Proxy(seaweed.endpoint_url) as running:
+        yield running
 
 
 @pytest.fixture

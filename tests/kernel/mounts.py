@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -88,6 +89,9 @@ class Volume:
         return path
 
 
+_BUCKETS: dict[str, str] = {}
+"""Endpoint of a server -> the bucket that all volumes of this run share."""
+
 PROGRAM = [sys.executable, "-m", "s3fs_banyan.cli.main"]
 
 
@@ -98,23 +102,37 @@ def file_volume(directory: Path, settings: Settings | None = None) -> Volume:
     return Volume(url=url, directory=directory, settings=settings or {}).mkfs()
 
 
-def s3_volume(server: ObjectServer, directory: Path, settings: Settings | None = None) -> Volume:
-    """Make a volume in a new bucket of a server."""
+def s3_volume(
+    server: ObjectServer,
+    directory: Path,
+    settings: Settings | None = None,
+    *,
+    endpoint_url: str = "",
+) -> Volume:
+    """Make a volume of its own in a server's bucket, reached directly or through a proxy.
+
+    All share one bucket: SeaweedFS reserves several of its few data files for each.
+    """
     directory.mkdir(parents=True, exist_ok=True)
+    bucket = _BUCKETS.setdefault(server.endpoint_url, "") or server.bucket()
+    _BUCKETS[server.endpoint_url] = bucket
+    prefix = f"vol-{secrets.token_hex(6)}"
     remote: dict[str, object] = {
         "type": "s3",
-        "bucket": server.bucket(),
-        "prefix": "vol",
+        "bucket": bucket,
+        "prefix": prefix,
         "region": "us-east-1",
-        "endpoint_url": server.endpoint_url,
+        "endpoint_url": endpoint_url or server.endpoint_url,
         "credentials": {
             "access_key": "${AWS_ACCESS_KEY_ID}",
             "secret_key": "${AWS_SECRET_ACCESS_KEY}",
         },
+        "connect_timeout": "1s",
+        "read_timeout": "3s",
         "retry_deadline": "3s",
     }
     return Volume(
-        url=f"s3://{remote['bucket']}/vol",
+        url=f"s3://{bucket}/{prefix}",
         directory=directory,
         settings={"storage": {"remote": remote}} | (settings or {}),
         environment={

@@ -29,12 +29,10 @@ def test_nothing_answered_is_lost_by_a_death_at(
 ) -> None:
     """Recovery from this point: same disk, and then the store alone."""
     volume = file_volume(tmp_path, EAGER)
-    mount = make_mount(volume).start()
+    mount = make_mount(volume).start(failpoint="" if name in _AT_MOUNT else name)
     directory = mount.path / "data"
     directory.mkdir()
     answers = Answers(directory, seed=len(name))
-    assert answers.run(60)
-    mount.kill()
     die_at(name, mount, answers)
     mount.start()
     answers.check()
@@ -50,15 +48,15 @@ def test_nothing_answered_is_lost_by_a_death_at(
 
 
 def die_at(name: str, mount: Mount, answers: Answers) -> None:
-    """Mount, work until the daemon has died at the failpoint."""
+    """Work until the daemon has died at the failpoint; for those of a start, mount once more."""
     if name in _AT_MOUNT:
+        assert answers.run(60)
+        mount.kill()
         mount.start(failpoint=name, ready=False)
-    else:
-        mount.start(failpoint=name)
-        deadline = time.monotonic() + 40
-        while mount.alive and answers.run(3):
-            assert time.monotonic() < deadline, f"{name} was not reached:\n{mount.log_text()[-3000:]}"
-            time.sleep(0.05)
+    deadline = time.monotonic() + 40
+    while name not in _AT_MOUNT and mount.alive and answers.run(10):
+        assert time.monotonic() < deadline, f"not reached:\n{mount.log_text()[-3000:]}"
+        time.sleep(0.05)
     assert mount.wait_end() == EXIT_AT_FAILPOINT, mount.log_text()[-3000:]
 
 

@@ -175,7 +175,8 @@ class Client:
     def _check_row(self, ino: int) -> None:
         mount = self._mount
         want = mount.model.row(ino, mount.model.nlink(ino))
-        assert tuple(mount.fs.getattr(ino)) == want
+        found = tuple(mount.fs.getattr(ino))
+        assert found == want, f"attributes {found}, the model says {want}"
 
     def _keep_or_forget(self, ino: int) -> None:
         if self._rng.random() < 0.3:
@@ -217,6 +218,9 @@ class Client:
     async def _create(self) -> None:
         mount, parent, name = self._mount, self._directory(), self._name()
         flags = os.O_RDWR | self._rng.choice((0, os.O_EXCL, os.O_TRUNC))
+        entry = mount.model.nodes[parent].names.get(name)
+        if entry and mount.model.nodes[entry[0]].target:
+            return  # the kernel would follow the link, not open it
         mode = self._rng.choice((0o644, 0o600, 0o4755, 0o2755))
         made = await self._call(
             lambda: mount.fs.create(parent, name, mode, flags, self._caller),
@@ -372,7 +376,7 @@ class Client:
         assert listed == mount.model.nodes[ino].names
         self._check_row(ino)
         node = mount.model.nodes[ino]
-        assert {n: mount.fs.getxattr(ino, n) for n in mount.fs.listxattr(ino)} == node.xattrs
+        assert {n: mount.fs.getxattr(ino, n) for n in mount.fs.listxattr(ino, self._caller)} == node.xattrs
         await trio.lowlevel.checkpoint()
 
     async def _fsync(self) -> None:

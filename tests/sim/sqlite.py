@@ -30,7 +30,10 @@ class SimVFS(apsw.VFS):
     def xOpen(self, name: Any, flags: list[int]) -> Any:  # noqa: ANN401, N802  # apsw's own types
         if name is None:
             return _VFSFile(self._disk, "", SimInode())
-        key = self._disk.key(name.filename() if isinstance(name, apsw.URIFilename) else name)
+        path = name.filename() if isinstance(name, apsw.URIFilename) else name
+        if self._is_real(path):
+            return super().xOpen(name, flags)
+        key = self._disk.key(path)
         inode = self._disk.names_now.get(key)
         if inode is None:
             if not flags[0] & apsw.SQLITE_OPEN_CREATE:
@@ -42,14 +45,21 @@ class SimVFS(apsw.VFS):
     def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: FBT001, N802
         # Removing the rollback journal is the commit. SQLite syncs the directory only with
         # synchronous=EXTRA; the engine's real databases use a WAL, where a commit is durable.
-        del syncdir
+        if self._is_real(filename):
+            super().xDelete(filename, syncdir)
+            return
         key = self._disk.key(filename)
         self._disk.remove(key)
         self._disk.sync_names(key.rpartition("/")[0])
 
     def xAccess(self, pathname: str, flags: int) -> bool:  # noqa: N802
-        del flags
+        if self._is_real(pathname):
+            return super().xAccess(pathname, flags)
         return self._disk.key(pathname) in self._disk.names_now
+
+    def _is_real(self, path: str) -> bool:
+        """Deltas and placements are attached from the outbox, which is a real directory."""
+        return self._disk.key(path).startswith("outbox/")
 
 
 class _VFSFile:
@@ -72,7 +82,8 @@ class _VFSFile:
         self._inode.sync()
         if self._key:
             self._disk.sync_names(self._key.rpartition("/")[0])
-            self._disk.on_event(f"sqlite-sync {self._key}")
+            # The name of a super-journal is random, and so no part of a replay.
+            self._disk.on_event(f"sqlite-sync {self._key.partition('-mj')[0]}")
 
     def xFileSize(self) -> int:  # noqa: N802
         return len(self._inode.data)

@@ -101,10 +101,22 @@ class SimStore:
 class StoreHandle:
     """One daemon's way to the store."""
 
-    def __init__(self, store: SimStore, *, name: str, alive: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: SimStore,
+        *,
+        name: str,
+        alive: Callable[[], None],
+        rng: Random,
+        die: Callable[[], None],
+        crash_chance: float,
+    ) -> None:
         self._store = store
         self._name = name
         self._alive = alive
+        self._rng = rng
+        self._die = die
+        self._crash_chance = crash_chance
 
     @property
     def url(self) -> str:
@@ -118,6 +130,9 @@ class StoreHandle:
         """Tell whether the answer of this call shall get lost; raises what comes before it."""
         store, faults = self._store, self._store.faults
         self._alive()
+        if self._rng.random() < self._crash_chance:
+            store.on_event(f"{self._name} dies at {verb} {path}")
+            self._die()
         store.settle()
         draw = store.rng.random()
         if store.now_s() < store.outage_until_s:

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import hashlib
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from random import Random
 
 import trio
+import trio.testing
 
 from s3fs_banyan.app.engine import Engine, open_engine
 from s3fs_banyan.commit.context import Context, EngineSettings
@@ -172,6 +172,13 @@ class World:
             f"operation {step.op_seq} was said to be in the store, which ends at {self.head.op_seq}"
         )
         self.acked = step if step.covers(self.acked) else self.acked
+
+    def calm(self) -> None:
+        """Let all faults end; what is still on its way lands now."""
+        self.store.outage_until_s = 0.0
+        self.store.faults = self.dials.faults = StoreFaults()
+        self.dials.sync_fails = self.dials.crash_chance = 0.0
+        self.store.settle(all_of_them=True)
 
     def check_store(self) -> None:
         """Check the volume from the store alone; a machine lost now loses nothing promised."""
@@ -520,5 +527,3 @@ def run_world(seed: int | str, dials: Dials, scratch: Path,
         scratch.mkdir(parents=True, exist_ok=True)
     return world
 
-
-_ = errno

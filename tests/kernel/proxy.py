@@ -1,0 +1,152 @@
+"""A proxy before an S3 server, in a process of its own: counts requests, cuts the line.
+
+The process answers commands, one a line, on its standard input: `pass`, `refuse` (connections are
+closed at once), `stall` (nothing is passed on, nothing is answered) and `requests` (all request
+lines so far, as JSON). A process of its own, because a test that waits in a page fault of its
+mount holds the interpreter's lock that a thread here would need.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Self, cast
+from urllib.parse import urlsplit
+
+import trio
+
+_METHODS = (b"PUT ", b"POST ", b"GET ", b"HEAD ", b"DELETE ")
+_RECEIVE_BYTES = 1 << 20
+
+Mode = Literal["pass", "refuse", "stall"]
+
+
+class Proxy:
+    """The client's side: starts the process, sends commands. Has the shape of an object server."""
+
+    def __init__(self, upstream: str) -> None:
+        """`upstream` is the endpoint of the server behind it."""
+        self.endpoint_url = ""
+        self._upstream = upstream
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.kernel.proxy", self._upstream],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).parents[2],
+        )
+        assert self._process.stdout is not None
+        self.endpoint_url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        assert self._process is not None
+        self._process.communicate()
+
+    def set(self, mode: Mode) -> None:
+        """Pass requests on, refuse connections, or let them hang; takes effect before return."""
+        self._ask(mode)
+
+    def requests(self, *methods: str) -> list[str]:
+        """Return the request lines of some methods so far, as `PUT /bucket/key`."""
+        lines: list[str] = json.loads(self._ask("requests"))
+        return [line for line in lines if line.split(" ")[0] in methods]
+
+    def _ask(self, command: str) -> str:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(command + "\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline()
+
+
+# --- the process -------------------------------------------------------------------------
+
+
+@dataclass(slots=True, kw_only=True)
+class _Line:
+    """The line to the server: what it does at present, and what went over it."""
+
+    host: str
+    port: int
+    mode: Mode = "pass"
+    requests: list[str] = field(default_factory=list)
+    scopes: set[trio.CancelScope] = field(default_factory=set)
+    """One around each connection."""
+
+    def become(self, mode: Mode) -> None:
+        """Change, and cut what is under way."""
+        self.mode = mode
+        for scope in self.scopes:
+            scope.cancel()
+
+    async def serve(self, client: trio.SocketStream) -> None:
+        """Serve one connection until it ends or is cut."""
+        async with client:
+            if self.mode == "refuse":
+                return
+            with trio.CancelScope() as scope, _quiet():
+                self.scopes.add(scope)
+                try:
+                    await self._connect(client)
+                finally:
+                    self.scopes.discard(scope)
+
+    async def _connect(self, client: trio.SocketStream) -> None:
+        if self.mode == "stall":
+            await trio.sleep_forever()
+        server = await trio.open_tcp_stream(self.host, self.port)
+        async with server, trio.open_nursery() as nursery:
+            nursery.start_soon(self._copy, client, server, True, nursery)
+            nursery.start_soon(self._copy, server, client, False, nursery)
+
+    async def _copy(
+        self, source: trio.SocketStream, target: trio.SocketStream, note: bool, nursery: trio.Nursery
+    ) -> None:
+        with _quiet():
+            while data := await source.receive_some(_RECEIVE_BYTES):
+                if note and data.startswith(_METHODS):
+                    line = data.split(b"\r\n", 1)[0].decode("latin-1")
+                    self.requests.append(line.rpartition(" ")[0])
+                await target.send_all(data)
+        nursery.cancel_scope.cancel()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A connection that breaks is the point of this program."""
+    with contextlib.suppress(trio.BrokenResourceError, OSError):
+        yield
+
+
+async def _main(upstream: str) -> None:
+    parts = urlsplit(upstream)
+    line = _Line(host=parts.hostname or "", port=parts.port or 80)
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(
+            lambda task_status: trio.serve_tcp(
+                line.serve, 0, host="127.0.0.1", task_status=task_status
+            )
+        )
+        print(listeners[0].socket.getsockname()[1], flush=True)  # noqa: T201  # the protocol
+        while command := (await trio.to_thread.run_sync(sys.stdin.readline)).strip():
+            if command == "requests":
+                answer = json.dumps(line.requests)
+            else:
+                line.become(cast(Mode, command))
+                answer = command
+            print(answer, flush=True)  # noqa: T201  # the protocol
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    trio.run(_main, sys.argv[1])

@@ -1,0 +1,321 @@
+"""The commands on real mounts in the background."""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from s3fs_banyan.errors import ExitCode
+from s3fs_banyan.kernel import mount_source
+from tests.kernel.background import Background
+from tests.kernel.mounts import Volume
+
+WITHIN_S = 30.0
+
+
+@pytest.fixture
+def command(volume: Volume) -> Iterator[Background]:
+    """The command on a new volume; mounts are gone after the test."""
+    made = Background(volume)
+    yield made
+    made.close()
+
+
+def _wait_until(answers: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not answers():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+
+
+def _fill(top: Path) -> None:
+    """Make something of each kind below `top`."""
+    (top / "deep" / "er").mkdir(parents=True)
+    (top / "empty").touch()
+    (top / "small").write_bytes(b"four KiB " * 450)
+    (top / "deep" / "big").write_bytes(os.urandom(3_000_000))
+    with (top / "deep" / "sparse").open("wb") as file:
+        file.seek(9_000_000)
+        file.write(b"end")
+    (top / "deep" / "er" / "zeros").write_bytes(bytes(200_000))
+    (top / "link").symlink_to("deep/big")
+    (top / "hard").hardlink_to(top / "deep" / "big")
+    os.mkfifo(top / "fifo")
+    os.setxattr(top / "small", b"user.colour", b"red")
+    (top / "small").chmod(0o640)
+    os.chown(top / "small", 1234, 4321)
+    (top / os.fsdecode(b"odd \n\xff name")).write_bytes(b"odd")
+    for path in sorted(top.rglob("*"), reverse=True):
+        os.utime(path, ns=(1_111_111_111_000_000_001, 1_222_222_222_000_000_002), follow_symlinks=False)
+
+
+def _describe(top: Path) -> dict[str, tuple[object, ...]]:
+    """Everything that a copy has to keep, by relative path."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in sorted(top.rglob("*")):
+        a = path.lstat()
+        content: object = None
+        if path.is_symlink():
+            content = path.readlink()
+        elif path.is_file():
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+        size = a.st_size if path.is_file() else 0
+        found[str(path.relative_to(top))] = (
+            *(a.st_mode, a.st_nlink if not path.is_dir() else 0, a.st_uid, a.st_gid, size),
+            *(a.st_mtime_ns, content),
+        )
+    return found
+
+
+def test_a_mount_in_the_background_lives_on_and_umount_brings_all_into_the_store(
+    command: Background,
+) -> None:
+    """The daily round; without it nothing else matters."""
+    place = command.mount()
+    _fill(place)
+    before = _describe(place)
+    done = command.run("umount", str(place))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert mount_source(place) is None
+    again = command.mount(cache="another-cache")
+    assert _describe(again) == before
+    assert command.run("umount", str(again)).returncode == 0
+    command.volume.check()
+
+
+def test_what_is_looked_at_without_mounting_is_what_was_mounted(
+    command: Background, tmp_path: Path
+) -> None:
+    """Rescue works without a mount, and to the bit."""
+    place = command.mount()
+    _fill(place)
+    before = _describe(place)
+    big = (place / "deep" / "big").read_bytes()
+    assert command.run("sync", str(place)).returncode == 0
+    url, config = command.volume.url, ["--config", str(command.config)]
+    listed = json.loads(command.run("ls", "-a", "-R", "--json", url, *config).stdout)
+    assert {entry["path"] for entry in listed} == set(before)
+    names = command.run("ls", url, "deep", *config).stdout.splitlines()
+    assert names == ["big", "er", "sparse"]
+    long = command.run("ls", "-l", url, "/link", *config).stdout
+    assert long.startswith("lrwxrwxrwx")
+    assert long.endswith("link -> deep/big\n")
+    tree = command.run("tree", url, "deep", *config).stdout
+    assert "└── sparse" in tree
+    assert "    └── zeros" in tree.replace("│", " ")
+    read = subprocess.run(
+        [*_program(), "cat", url, "link/../hard", *config], capture_output=True, check=False
+    )
+    assert read.returncode == ExitCode.USAGE  # a link to a file is no directory
+    read = subprocess.run([*_program(), "cat", url, "hard", *config], capture_output=True, check=True)
+    assert read.stdout == big
+    target = tmp_path / "copied"
+    done = command.run("cp", "-r", url, "/", str(target), *config)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert _describe(target) == before
+    assert (target / "hard").samefile(target / "deep" / "big")
+    assert os.getxattr(target / "small", b"user.colour") == b"red"
+    assert (target / "deep" / "sparse").stat().st_blocks * 512 < 4_000_000
+    assert command.run("umount", str(place)).returncode == 0
+
+
+def _program() -> list[str]:
+    from tests.kernel.mounts import PROGRAM  # noqa: PLC0415
+
+    return PROGRAM
+
+
+def test_status_names_what_counts_and_no_secret(command: Background) -> None:
+    """People and programs read it, and it may be pasted anywhere."""
+    place = command.mount()
+    (place / "file").write_bytes(b"bytes")
+    found = command.status(place)
+    assert found["mountpoint"] == str(place)
+    assert found["online"] is True
+    assert found["usage"]["inodes"] == 2
+    assert found["lag"]["bytes"] == 5
+    text = command.run("status", str(place)).stdout
+    assert found["volume_id"] in text
+    assert "not in the store" in text
+    assert "p99" in text
+    synced = json.loads(command.run("sync", "--json", str(place)).stdout)
+    assert synced["seq"] == command.status(place)["commit"]["seq"]
+    assert command.status(place)["lag"]["bytes"] == 0
+    assert command.run("umount", str(place)).returncode == 0
+
+
+def test_a_busy_mount_names_who_holds_it_and_stays(command: Background) -> None:
+    """Otherwise a person has to search, or reaches for --lazy without knowing what for."""
+    place = command.mount()
+    with (place / "held").open("wb") as file:
+        file.write(b"1")
+        file.flush()
+        done = command.run("umount", str(place))
+        assert done.returncode == ExitCode.MOUNTPOINT
+        assert f"process {os.getpid()}: has {place}/held open" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert mount_source(place) is not None
+        file.write(b"2")
+    assert (place / "held").read_bytes() == b"12"
+    assert command.run("umount", str(place)).returncode == 0
+
+
+def test_a_lazy_umount_detaches_and_waits_for_the_last_user(command: Background) -> None:
+    """What the last user writes after the detaching reaches the store, too."""
+    place = command.mount()
+    with (place / "held").open("wb") as file:
+        running = subprocess.Popen([*_program(), "umount", "--lazy", str(place)])
+        _wait_until(lambda: mount_source(place) is None)
+        file.write(b"late")
+        file.flush()
+        assert running.poll() is None
+    assert running.wait(WITHIN_S) == 0
+    read = command.run("cat", command.volume.url, "held", "--config", str(command.config))
+    assert read.stdout == "late"
+
+
+def test_a_dead_daemon_is_named_and_mounting_again_goes_on(command: Background) -> None:
+    """After a crash one command is enough, and nothing that was answered is lost."""
+    place = command.mount()
+    (place / "file").write_bytes(b"answered")
+    os.kill(command.status(place)["writer"]["pid"], signal.SIGKILL)
+    _wait_until(lambda: command.run("status", str(place)).returncode == ExitCode.DAEMON)
+    assert command.mount() == place
+    assert (place / "file").read_bytes() == b"answered"
+    os.kill(command.status(place)["writer"]["pid"], signal.SIGKILL)
+    _wait_until(lambda: command.run("status", str(place)).returncode == ExitCode.DAEMON)
+    done = command.run("umount", str(place))
+    assert done.returncode == ExitCode.DAEMON
+    assert "mount again" in done.stderr
+    assert mount_source(place) is None
+
+
+def test_a_stopped_daemon_is_not_waited_for_with_the_mount_in_the_way(command: Background) -> None:
+    """`ls`, `cat` and `check` on the store work while a mount hangs."""
+    place = command.mount()
+    (place / "file").write_bytes(b"in the store")
+    assert command.run("sync", str(place)).returncode == 0
+    pid = command.status(place)["writer"]["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        read = command.run("cat", command.volume.url, "file", "--config", str(command.config))
+        assert read.stdout == "in the store"
+        command.volume.check()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert command.run("umount", str(place)).returncode == 0
+
+
+def test_a_read_only_mount_follows_and_changes_nothing(command: Background) -> None:
+    """Readers on other machines see new commits within seconds, file content included."""
+    place = command.mount()
+    (place / "file").write_bytes(b"old text")
+    assert command.run("sync", str(place)).returncode == 0
+    reader = command.mount("reader", "-o", "ro,_netdev", cache="reader-cache")
+    assert (reader / "file").read_bytes() == b"old text"
+    with pytest.raises(OSError, match="Read-only"):
+        (reader / "other").touch()
+    (place / "file").write_bytes(b"new text")
+    (place / "made").mkdir()
+    assert command.run("sync", str(place)).returncode == 0
+    _wait_until(lambda: (reader / "file").read_bytes() == b"new text")
+    _wait_until((reader / "made").is_dir)
+    assert command.status(reader)["role"] == "follower"
+    assert "read-only" in command.run("status", str(reader)).stdout
+    assert command.run("umount", str(reader)).returncode == 0
+    (place / "after").write_bytes(b"the writer goes on")
+    assert command.run("umount", str(place)).returncode == 0
+    command.volume.check()
+
+
+def test_check_names_every_object_with_a_flipped_bit(command: Background) -> None:
+    """Damage that `check` does not see is found by the restore that needed the object."""
+    place = command.mount()
+    (place / "big").write_bytes(os.urandom(9_000_000))
+    (place / "small").write_bytes(b"small")
+    assert command.run("umount", str(place)).returncode == 0
+    root = Path(command.volume.url.removeprefix("file://"))
+    objects = [p for p in root.rglob("*") if p.is_file()]
+    assert len(objects) >= 4
+    for path in objects:
+        whole = path.read_bytes()
+        for position in {0, len(whole) // 2, len(whole) - 1}:
+            flipped = bytearray(whole)
+            flipped[position] ^= 4
+            path.write_bytes(flipped)
+            done = command.run("check", command.volume.url, "--json")
+            key = str(path.relative_to(root)).replace("+/", "/")
+            assert done.returncode in {ExitCode.DAMAGE, ExitCode.FORMAT}, (key, position)
+            assert key in done.stdout + done.stderr, (key, position)
+        path.write_bytes(whole)
+    command.volume.check()
+
+
+def test_check_names_missing_and_orphan_objects_and_changes_nothing(command: Background) -> None:
+    """A lost object is damage, a superfluous one is not."""
+    place = command.mount()
+    (place / "big").write_bytes(os.urandom(9_000_000))
+    assert command.run("umount", str(place)).returncode == 0
+    root = Path(command.volume.url.removeprefix("file://"))
+    (pack,) = (root / "pack+").rglob("*-*")
+    twin = pack.with_name(f"{'f' * 16}-{'0' * 16}")
+    twin.write_bytes(pack.read_bytes())
+    before = _describe(root)
+    found = json.loads(command.run("check", command.volume.url, "--json").stdout)
+    assert found["sound"] is True
+    assert [finding["kind"] for finding in found["findings"]] == ["orphan"]
+    assert twin.name in found["findings"][0]["key"]
+    assert _describe(root) == before
+    pack.unlink()
+    done = command.run("check", command.volume.url)
+    assert done.returncode == ExitCode.DAMAGE
+    assert f"missing: {str(pack.relative_to(root)).replace('+/', '/')}" in done.stdout
+
+
+def test_cp_says_what_is_damaged_instead_of_copying_it(
+    command: Background, tmp_path: Path
+) -> None:
+    """Wrong bytes in a rescued file are worse than none."""
+    place = command.mount()
+    (place / "big").write_bytes(os.urandom(9_000_000))
+    assert command.run("umount", str(place)).returncode == 0
+    root = Path(command.volume.url.removeprefix("file://"))
+    (pack,) = (root / "pack+").rglob("*-*")
+    data = bytearray(pack.read_bytes())
+    data[len(data) // 2] ^= 1
+    pack.write_bytes(data)
+    done = command.run("cp", command.volume.url, "big", str(tmp_path / "out"))
+    assert done.returncode == ExitCode.DAMAGE
+    assert pack.name in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_pipe_that_closes_is_no_failure_to_be_explained(command: Background) -> None:
+    """`cat … | head` ends quietly."""
+    place = command.mount()
+    (place / "big").write_bytes(os.urandom(9_000_000))
+    assert command.run("umount", str(place)).returncode == 0
+    shell = f"{' '.join(_program())} cat {command.volume.url} big | head -c 10 | wc -c"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "10"
+    assert done.stderr == ""
+
+
+def test_a_local_copy_is_bit_exact(command: Background, tmp_path: Path) -> None:
+    """One file by name, into a directory."""
+    place = command.mount()
+    (place / "d").mkdir()
+    (place / "d" / "big").write_bytes(os.urandom(5_000_001))
+    assert command.run("sync", str(place)).returncode == 0
+    assert command.run("cp", command.volume.url, "d/big", str(tmp_path)).returncode == 0
+    assert filecmp.cmp(place / "d" / "big", tmp_path / "big", shallow=False)
+    assert command.run("umount", str(place)).returncode == 0

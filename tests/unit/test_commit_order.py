@@ -1,0 +1,97 @@
+"""The committer step by step: what it survives, and what it leaves in the store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import trio
+
+from s3fs_banyan.commit import sealing
+from s3fs_banyan.commit.context import Context
+from s3fs_banyan.commit.sealing import CommitBody, SealedPack, Sealing, SealJob
+from s3fs_banyan.commit.worker import InlineWorker, Worker, WorkerDied
+from s3fs_banyan.data.blocks import BlockCache
+from s3fs_banyan.errors import Unavailable
+from s3fs_banyan.remote.base import check_path
+from tests.unit.engine_kit import World, read_file, running, write_file
+
+
+class FailingWorker(InlineWorker):
+    """Raises one error at one step, once, and works from then on."""
+
+    def __init__(self, ctx: Context, cache: BlockCache, step: str, error: Exception) -> None:
+        def make(job: SealJob) -> Sealing:
+            return Sealing(job, disk=ctx.disk, store=ctx.store, cache=cache)
+
+        super().__init__(make, ctx.runtime)
+        self._step = step
+        self._error: Exception | None = error
+
+    def _trip(self, step: str) -> None:
+        if step == self._step and self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    async def begin(self, job: SealJob) -> int:
+        self._trip("begin")
+        return await super().begin(job)
+
+    async def seal_pack(self, number: int) -> SealedPack | None:
+        self._trip("seal_pack")
+        return await super().seal_pack(number)
+
+    async def upload(self, pack: SealedPack) -> None:
+        self._trip("upload")
+        await super().upload(pack)
+
+    async def finish(self) -> CommitBody:
+        self._trip("finish")
+        return await super().finish()
+
+
+@pytest.mark.allow_log_warnings
+@pytest.mark.parametrize("step", ["begin", "seal_pack", "upload", "finish"])
+@pytest.mark.parametrize(
+    "error", [WorkerDied("killed"), Unavailable("the store is away")], ids=["died", "away"]
+)
+async def test_a_commit_survives_its_worker_and_its_store(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, step: str, error: Exception
+) -> None:
+    """A worker that dies and a store that is away are everyday life, at every step."""
+    del autojump_clock
+    world = World(tmp_path)
+    data = os.urandom(2_500_000)
+
+    def make_worker(ctx: Context, cache: BlockCache) -> Worker:
+        return FailingWorker(ctx, cache, step, error)
+
+    async with running(world.context(), make_worker=make_worker) as engine:
+        await engine.committer.take_epoch()
+        await write_file(engine, b"large", data)
+        await engine.committer.commit_once()
+        assert engine.state.committed.head.seq == 2
+    async with running(world.context("b"), takeover=True) as other:
+        assert await read_file(other, b"large") == data
+
+
+async def test_a_delta_too_large_for_its_commit_travels_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million renames are one commit, too; its delta has a key that no store refuses."""
+    monkeypatch.setattr(sealing, "COMMIT_BYTES_MAX", 1000)
+    world = World(tmp_path)
+    async with running(world.context()) as engine:
+        await engine.committer.take_epoch()
+        for number in range(50):
+            await write_file(engine, b"file-%d" % number, b"x" * 100)
+        await engine.committer.commit_once()
+    paths = [meta.path for meta in world.store.list()]
+    for path in paths:
+        check_path(path)
+        # The contract of remote/base.py: nothing beside `a/...` is called `a`.
+        assert not any(other.startswith(path + "/") for other in paths)
+    assert sum("delta" in path for path in paths) == 1
+    async with running(world.context("b"), takeover=True) as other:
+        assert await read_file(other, b"file-49") == b"x" * 100
