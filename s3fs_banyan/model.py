@@ -167,6 +167,14 @@ class Write(NamedTuple):
     data: bytes
 
 
+class Rewrite(NamedTuple):
+    """The bytes that a file range holds anyway, in one piece: defragmentation. No times change."""
+
+    ino: int
+    offset: int
+    data: bytes
+
+
 class SetAttributes(NamedTuple):
     """chmod, chown, truncate, utimens in one; None leaves a field alone."""
 
@@ -209,6 +217,7 @@ Operation = (
     | Rmdir
     | Rename
     | Write
+    | Rewrite
     | SetAttributes
     | SetXattr
     | RemoveXattr

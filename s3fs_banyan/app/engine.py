@@ -28,6 +28,7 @@ from s3fs_banyan.data.reader import Reader
 from s3fs_banyan.errors import StoreError
 from s3fs_banyan.format.keys import WRITER
 from s3fs_banyan.format.volume import Heartbeat, encode_heartbeat
+from s3fs_banyan.vfs.defragment import Defragmenter
 from s3fs_banyan.vfs.filesystem import FileSystem
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class Engine:
             state=state,
             capacity_bytes=ctx.settings.capacity_bytes,
         )
+        self.defragmenter = Defragmenter(state, self.filesystem)
 
     def start(self, nursery: trio.Nursery) -> None:
         """Start the services in `nursery`."""
@@ -80,6 +82,7 @@ class Engine:
         nursery.start_soon(self.filesystem.run_reaper)
         nursery.start_soon(self.committer.run)
         nursery.start_soon(self.reclaimer.run)
+        nursery.start_soon(self.defragmenter.run, self.ctx.settings.reclaim_every_s)
         nursery.start_soon(self._run_housekeeping)
         nursery.start_soon(self._run_heartbeat)
 
@@ -102,6 +105,7 @@ class Engine:
                 state.live.end_transaction()
             if state.live.wal_bytes > _WAL_BYTES_MAX:
                 await ctx.runtime.in_thread(state.live.checkpoint_wal)
+                state.live.end_transaction(restart_wal=True)
             await ctx.runtime.in_thread(self.cache.flush_use)
             self._set_gauges()
 

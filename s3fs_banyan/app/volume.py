@@ -17,7 +17,8 @@ from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.open import probe_create_if_absent
 from s3fs_banyan.runtime import Runtime
 
-_OURS = (LOG_PREFIX, DELTA_PREFIX, PACK_PREFIX, CHECKPOINT_PREFIX, PROBE_PREFIX, "snapshot/", "pin/")
+_CONTENT = (LOG_PREFIX, DELTA_PREFIX, PACK_PREFIX, CHECKPOINT_PREFIX)
+_OURS = (*_CONTENT, PROBE_PREFIX, "snapshot/", "pin/")
 
 
 def make_volume(store: RemoteFileSystem, volume: VolumeDescriptor, runtime: Runtime) -> None:
@@ -27,7 +28,7 @@ def make_volume(store: RemoteFileSystem, volume: VolumeDescriptor, runtime: Runt
     honour create-if-absent.
     """
     for meta in store.list():
-        if meta.path == VOLUME or meta.path.startswith((LOG_PREFIX, PACK_PREFIX, CHECKPOINT_PREFIX)):
+        if meta.path == VOLUME or meta.path.startswith(_CONTENT):
             raise UsageError(f"{store.url} holds a volume already", exit_code=ExitCode.VOLUME)
         if not meta.path.startswith(PROBE_PREFIX):
             raise UsageError(

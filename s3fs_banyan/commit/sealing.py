@@ -90,6 +90,7 @@ class Sealing:
         self._places: list[PlacementRow] = []
         self._damaged: list[int] = []
         self._in_ram: dict[int, bytes] = {}
+        self._attempted: set[str] = set()
         self._files: dict[int, DiskFile] = {}
         self._records: OrderedDict[tuple[int, int], bytes] = OrderedDict()
 
@@ -152,15 +153,19 @@ class Sealing:
         data = self._in_ram.get(pack.number)
         if data is None:
             data = path.read_bytes()
-        try:
-            there = self._store.stat(pack.key).size == pack.size
-        except ObjectMissing:
-            there = False
-        if not there:
+        if not (pack.key in self._attempted and self._is_there(pack)):
+            self._attempted.add(pack.key)
             self._store.write(pack.key, data)
         self._cache.put_object(pack.key, data)
         self._in_ram.pop(pack.number, None)
         path.unlink(missing_ok=True)
+
+    def _is_there(self, pack: SealedPack) -> bool:
+        """Tell whether an attempt whose answer was lost had its effect."""
+        try:
+            return self._store.stat(pack.key).size == pack.size
+        except ObjectMissing:
+            return False
 
     def _outbox_path(self, key: str) -> Path:
         return Path(self._job.outbox) / key.replace("/", "-")

@@ -17,7 +17,7 @@ from s3fs_banyan.errors import NoSpace, ReadOnly
 from s3fs_banyan.journal.log import Appended, Journal
 from s3fs_banyan.meta.committed import Committed
 from s3fs_banyan.meta.live import LiveState
-from s3fs_banyan.model import Operation, Piece, Place, Write
+from s3fs_banyan.model import Operation, Piece, Place, Rewrite, Write
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class EngineState:
             self.broken = True
             log.critical("operation %d cannot be applied: %r", appended.op_seq, type(op).__name__)
             raise
-        if type(op) is Write:
+        if isinstance(op, Write | Rewrite):
             self.recent.put(appended.op_seq, op.data)
             self.uncommitted_bytes += len(op.data)
         if not self.oldest_uncommitted_ns:

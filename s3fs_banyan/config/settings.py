@@ -292,7 +292,6 @@ class Mount(Section):
     )
     allow_other: bool = True
     max_tasks: int = Field(default=4096, ge=100, le=65536)
-    max_writers_waiting: int = Field(default=1024, ge=1, le=65536)
 
 
 class Heartbeat(Section):
@@ -398,11 +397,6 @@ def _size_faults(config: Config) -> Iterator[str]:
         )
     if cache.block_bytes > cache.size_bytes // 16:
         yield "cache.block_size: must not exceed a sixteenth of 'cache.size'"
-    if config.mount.max_writers_waiting > config.mount.max_tasks // 2:
-        yield (
-            "mount.max_writers_waiting: must not exceed half of 'mount.max_tasks', "
-            "or waiting writers leave nobody to answer reads"
-        )
     if config.heartbeat.stale_after_s < 2 * config.heartbeat.interval_s:
         yield "heartbeat.stale_after: must be at least twice 'heartbeat.interval'"
 

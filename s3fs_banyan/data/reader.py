@@ -22,6 +22,10 @@ from s3fs_banyan.runtime import Runtime
 log = logging.getLogger(__name__)
 
 
+class ChunkGone(Exception):  # no error: the file has other extents by now
+    """The chunk died or shrank while it was read: look the extents up again."""
+
+
 class ChunkSource(Protocol):
     """What the reader asks about chunks: live.db and committed.db, or a follower's one."""
 
@@ -140,7 +144,9 @@ class Reader:
                 return b"".join(young)
             place = self._chunks.place(chunk)
             length = self._chunks.chunk_length(chunk)
-            if place is None or length is None:
+            if length is None or length < end:
+                raise ChunkGone
+            if place is None:
                 error = Corrupt("chunk", str(chunk), "its bytes are neither here nor in the store")
                 self._report(error)
                 raise error
@@ -159,7 +165,9 @@ class Reader:
         """The cached copy was dropped: what the store itself says now is final."""
         place = self._chunks.place(chunk)
         length = self._chunks.chunk_length(chunk)
-        if place is None or length is None:
+        if length is None or length < end:
+            raise ChunkGone
+        if place is None:
             raise Corrupt("chunk", str(chunk), "its bytes are neither here nor in the store")
         try:
             return await self._read_placed(chunk, length, place, start, end)

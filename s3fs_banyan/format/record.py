@@ -23,6 +23,7 @@ from s3fs_banyan.model import (
     Reap,
     RemoveXattr,
     Rename,
+    Rewrite,
     Rmdir,
     SetAttributes,
     SetXattr,
@@ -47,6 +48,7 @@ BODY_BYTES_MAX: Final = 128 * 1024
 DATA_BYTES_MAX: Final = 1 << 24
 
 _KIND_WRITE: Final = 8
+_KIND_REWRITE: Final = 13
 
 
 class Record(NamedTuple):
@@ -77,6 +79,8 @@ _U16 = struct.Struct("<H")
 _QQ = struct.Struct("<QQ")
 _QQQ = struct.Struct("<QQQ")
 _WRITE = struct.Struct("<QQBq")
+_REWRITE = struct.Struct("<QQ9x")
+"""As long as a WRITE's fields, so that the data of both begins at the same place."""
 _MAKE = struct.Struct("<QQIIIQqHH")
 _LINK = struct.Struct("<QQqH")
 _NAME = struct.Struct("<QqH")
@@ -205,6 +209,7 @@ _ENCODERS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
     Rmdir: (6, _encode_name),
     Rename: (7, _encode_rename),
     Write: (_KIND_WRITE, _encode_write),
+    Rewrite: (_KIND_REWRITE, lambda op: _REWRITE.pack(op.ino, op.offset)),
     SetAttributes: (9, _encode_set_attributes),
     SetXattr: (10, _encode_xattr),
     RemoveXattr: (11, _encode_remove_xattr),
@@ -237,8 +242,8 @@ def encode_record(
     body = encode(op)
     data: Bytes = b""
     data_sum = 0
-    if kind == _KIND_WRITE:
-        data = op.data  # type: ignore[union-attr]  # the kind says it is a Write
+    if kind in {_KIND_WRITE, _KIND_REWRITE}:
+        data = op.data  # type: ignore[union-attr]  # the kind says that it has data
         data_sum = xxh3(data)
     head = _HEADER.pack(
         len(body),
@@ -319,10 +324,13 @@ def decode_record(buffer: Bytes, position: int, head: RecordHead) -> Record:
         if head.kind == _KIND_WRITE:
             ino, offset, kill_suid, time_ns = _WRITE.unpack(body)
             op = Write(ino, offset, bool(kill_suid), time_ns, bytes(buffer[start:end]))
+        elif head.kind == _KIND_REWRITE:
+            ino, offset = _REWRITE.unpack(body)
+            op = Rewrite(ino, offset, bytes(buffer[start:end]))
         elif head.kind in _DECODERS:
             op = _DECODERS[head.kind](body)
         else:
-            raise UnsupportedVersion("journal operation", head.kind, _KIND_WRITE)
+            raise UnsupportedVersion("journal operation", head.kind, _KIND_REWRITE)
     except (struct.error, ValueError) as error:
         raise Corrupt("journal record", f"operation {head.op_seq}", str(error)) from error
     return Record(op, head.op_seq, head.tid, head.synced_seq, head.checksum, end)

@@ -12,6 +12,7 @@ segments run in threads.
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -209,8 +210,14 @@ class Journal:
         size = len(head) + len(data)
         if current.end + size > self._settings.segment_bytes:
             current = self._roll(op_seq, self.chain)
+        try:
+            current.file.pwritev((head, data), current.end)
+        except OSError:
+            # What is in this segment may still be synced; what comes next goes elsewhere.
+            self._observer.journal_sync_failed(current.path)
+            current = self._roll(op_seq, self.chain)
+            current.file.pwritev((head, data), current.end)
         position = current.end
-        current.file.pwritev((head, data), position)
         current.end = position + size
         current.last_op_seq = op_seq
         self.backlog_bytes += size
@@ -353,6 +360,7 @@ class Journal:
 
     async def run_preparer(self) -> None:
         """Keep filled spare segments ready; ends only by cancellation."""
+        failed = False
         while True:
             while len(self._spares) < max(self._settings.spares, self._spares_needed):
                 if len(self._spares) >= _SPARES_URGENT and self._is_busy():
@@ -366,15 +374,18 @@ class Journal:
                 try:
                     with trio.CancelScope(shield=True):
                         spare = await self._runtime.in_thread(self._make_segment)
-                except OSError:
-                    self.disk_full = True
+                except OSError as error:
+                    # Any other error is a disk that cannot sync: writers wait, nobody gets ENOSPC.
+                    self.disk_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+                    failed = True
+                    self._observer.journal_sync_failed(self._directory)
                     self._notify()
                     break
-                self.disk_full = False
+                self.disk_full = failed = False
                 self._spares.append(spare)
                 self._notify()
             self._spare_wanted = trio.Event()
-            with trio.move_on_after(1.0 if self.disk_full else 60.0):
+            with trio.move_on_after(1.0 if self.disk_full or failed else 60.0):
                 await self._spare_wanted.wait()
 
     def _is_busy(self) -> bool:

@@ -24,6 +24,7 @@ from s3fs_banyan.model import (
     Reap,
     RemoveXattr,
     Rename,
+    Rewrite,
     Rmdir,
     SetAttributes,
     SetXattr,
@@ -57,6 +58,10 @@ class Fold:
         """Apply one operation, whose record lies at `position` of `segment`."""
         if type(op) is Write:
             self._write(op, op_seq, segment, position)
+        elif type(op) is Rewrite:
+            size = self._tree.inode(op.ino).size
+            length = len(op.data)
+            self._extents.write(op.ino, op.offset, length, size, segment, position, op_seq)
         else:
             self._appliers[type(op)](op, op_seq)
 

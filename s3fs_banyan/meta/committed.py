@@ -112,6 +112,15 @@ class CommittedView:
         ).fetchall()
         return rows
 
+    def fragmented(self, extents_min: int, mean_bytes_max: int) -> list[int]:
+        """Return inodes with many small extents, the worst first."""
+        rows = self._run(
+            "SELECT ino FROM extent GROUP BY ino HAVING count(*) >= ?1"
+            " AND sum(length) / count(*) < ?2 ORDER BY count(*) DESC LIMIT 256",
+            (extents_min, mean_bytes_max),
+        ).fetchall()
+        return [row[0] for row in rows]
+
     def all_chunks(self) -> Iterator[tuple[int, int, str | None, int, int, bytes]]:
         """Give (chunk, length, key, offset, stored length, frames); no key: no place."""
         yield from self._run(

@@ -69,12 +69,18 @@ class LiveState:
         """Number of operations in the open transaction."""
         return self._since_begin
 
-    def end_transaction(self) -> None:
-        """Write what waits in RAM, commit (unsynced) and begin the next transaction."""
+    def end_transaction(self, *, restart_wal: bool = False) -> None:
+        """Write what waits in RAM, commit (unsynced) and begin the next transaction.
+
+        `restart_wal`: right after `checkpoint_wal`, move the few pages that came meanwhile, so
+        that the next transaction begins the WAL anew; under load it would grow for ever.
+        """
         self.extents.flush()
         self.tree.flush()
         self._write_position()
         self._run("COMMIT").fetchall()
+        if restart_wal:
+            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         self._run("BEGIN IMMEDIATE").fetchall()
         self._since_begin = 0
 

@@ -11,13 +11,14 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import trio
 
 from s3fs_banyan.commit.state import EngineState
-from s3fs_banyan.data.reader import Reader
+from s3fs_banyan.data.reader import ChunkGone, Reader
 from s3fs_banyan.errors import (
     AttributeTooBig,
     Corrupt,
@@ -212,16 +213,17 @@ class FileSystem:
 
         Raises `InputOutput` for proven damage.
         """
-        size = self.getattr(ino).size
-        end = min(offset + length, size)
-        if offset >= end:
-            return b""
-        extents = self._extents.overlapping(ino, offset, end)
         try:
-            young = self._reader.read_young(extents, offset, end)
-            if young is not None:
-                return young
-            return await self._reader.read(extents, offset, end)
+            while True:
+                end = min(offset + length, self.getattr(ino).size)
+                if offset >= end:
+                    return b""
+                extents = self._extents.overlapping(ino, offset, end)
+                young = self._reader.read_young(extents, offset, end)
+                if young is not None:
+                    return young
+                with suppress(ChunkGone):  # overwritten or cut off while it was read: again
+                    return await self._reader.read(extents, offset, end)
         except Corrupt as error:
             log.error("read of inode %d at %d: %s", ino, offset, error)
             raise InputOutput(f"inode {ino} at {offset}: {error}") from error

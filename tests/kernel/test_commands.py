@@ -17,7 +17,7 @@ import pytest
 from s3fs_banyan.errors import ExitCode
 from s3fs_banyan.kernel import mount_source
 from tests.kernel.background import Background
-from tests.kernel.mounts import Volume
+from tests.kernel.mounts import PROGRAM, Volume
 
 WITHIN_S = 30.0
 
@@ -55,7 +55,9 @@ def _fill(top: Path) -> None:
     os.chown(top / "small", 1234, 4321)
     (top / os.fsdecode(b"odd \n\xff name")).write_bytes(b"odd")
     for path in sorted(top.rglob("*"), reverse=True):
-        os.utime(path, ns=(1_111_111_111_000_000_001, 1_222_222_222_000_000_002), follow_symlinks=False)
+        os.utime(
+            path, ns=(1_111_111_111_000_000_001, 1_222_222_222_000_000_002), follow_symlinks=False
+        )
 
 
 def _describe(top: Path) -> dict[str, tuple[object, ...]]:
@@ -74,6 +76,12 @@ def _describe(top: Path) -> dict[str, tuple[object, ...]]:
             *(a.st_mtime_ns, content),
         )
     return found
+
+
+def _objects(root: Path) -> dict[str, tuple[int, bytes]]:
+    """Every object of a store in a directory: time of its last write, and bytes."""
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
 def test_a_mount_in_the_background_lives_on_and_umount_brings_all_into_the_store(
@@ -113,10 +121,10 @@ def test_what_is_looked_at_without_mounting_is_what_was_mounted(
     assert "└── sparse" in tree
     assert "    └── zeros" in tree.replace("│", " ")
     read = subprocess.run(
-        [*_program(), "cat", url, "link/../hard", *config], capture_output=True, check=False
+        [*PROGRAM, "cat", url, "link/../hard", *config], capture_output=True, check=False
     )
     assert read.returncode == ExitCode.USAGE  # a link to a file is no directory
-    read = subprocess.run([*_program(), "cat", url, "hard", *config], capture_output=True, check=True)
+    read = subprocess.run([*PROGRAM, "cat", url, "hard", *config], capture_output=True, check=True)
     assert read.stdout == big
     target = tmp_path / "copied"
     done = command.run("cp", "-r", url, "/", str(target), *config)
@@ -126,12 +134,6 @@ def test_what_is_looked_at_without_mounting_is_what_was_mounted(
     assert os.getxattr(target / "small", b"user.colour") == b"red"
     assert (target / "deep" / "sparse").stat().st_blocks * 512 < 4_000_000
     assert command.run("umount", str(place)).returncode == 0
-
-
-def _program() -> list[str]:
-    from tests.kernel.mounts import PROGRAM  # noqa: PLC0415
-
-    return PROGRAM
 
 
 def test_status_names_what_counts_and_no_secret(command: Background) -> None:
@@ -173,7 +175,7 @@ def test_a_lazy_umount_detaches_and_waits_for_the_last_user(command: Background)
     """What the last user writes after the detaching reaches the store, too."""
     place = command.mount()
     with (place / "held").open("wb") as file:
-        running = subprocess.Popen([*_program(), "umount", "--lazy", str(place)])
+        running = subprocess.Popen([*PROGRAM, "umount", "--lazy", str(place)])
         _wait_until(lambda: mount_source(place) is None)
         file.write(b"late")
         file.flush()
@@ -269,21 +271,19 @@ def test_check_names_missing_and_orphan_objects_and_changes_nothing(command: Bac
     (pack,) = (root / "pack+").rglob("*-*")
     twin = pack.with_name(f"{'f' * 16}-{'0' * 16}")
     twin.write_bytes(pack.read_bytes())
-    before = _describe(root)
+    before = _objects(root)
     found = json.loads(command.run("check", command.volume.url, "--json").stdout)
     assert found["sound"] is True
     assert [finding["kind"] for finding in found["findings"]] == ["orphan"]
     assert twin.name in found["findings"][0]["key"]
-    assert _describe(root) == before
+    assert _objects(root) == before
     pack.unlink()
     done = command.run("check", command.volume.url)
     assert done.returncode == ExitCode.DAMAGE
     assert f"missing: {str(pack.relative_to(root)).replace('+/', '/')}" in done.stdout
 
 
-def test_cp_says_what_is_damaged_instead_of_copying_it(
-    command: Background, tmp_path: Path
-) -> None:
+def test_cp_says_what_is_damaged_instead_of_copying_it(command: Background, tmp_path: Path) -> None:
     """Wrong bytes in a rescued file are worse than none."""
     place = command.mount()
     (place / "big").write_bytes(os.urandom(9_000_000))
@@ -304,7 +304,7 @@ def test_a_pipe_that_closes_is_no_failure_to_be_explained(command: Background) -
     place = command.mount()
     (place / "big").write_bytes(os.urandom(9_000_000))
     assert command.run("umount", str(place)).returncode == 0
-    shell = f"{' '.join(_program())} cat {command.volume.url} big | head -c 10 | wc -c"
+    shell = f"{' '.join(PROGRAM)} cat {command.volume.url} big | head -c 10 | wc -c"
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "10"
     assert done.stderr == ""

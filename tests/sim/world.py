@@ -213,7 +213,7 @@ class World:
         other = self._machine(name, root, disk)
         other.boot, other.writer = 1000 + self._machines, machine.writer
         other.last, other.synced = machine.last, machine.synced
-        other.fences = set(machine.fences)
+        other.fences, other.power_was_cut = set(machine.fences), True
         return other
 
     def power_cut(self, machine: Machine) -> None:
@@ -257,12 +257,14 @@ class World:
         finally:
             self.living -= 1
             life.dead = True
-        gc.collect(1)
-        if failure:
+        if failure and mounted.served:
+            raise failure[0]
+        why = repr(failure[0]) if failure else ""
+        failure.clear()
+        gc.collect()  # databases of a dead life are closed; an open one would lock out the next
+        if why:
             self.note(f"{life.name} was not mounted")
-            if mounted.served:
-                raise failure[0]
-            raise MountFailed(repr(failure[0]))
+            raise MountFailed(why)
 
 
 def _spoil(path: Path, rng: Random) -> None:

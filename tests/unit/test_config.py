@@ -276,13 +276,6 @@ ACROSS = [
         ".block_size",
         "must not exceed a sixteenth of 'cache.size'",
     ),
-    (
-        "mount",
-        "{max_tasks: 100}",
-        ".max_writers_waiting",
-        "must not exceed half of 'mount.max_tasks', "
-        "or waiting writers leave nobody to answer reads",
-    ),
     ("heartbeat.stale_after", "59s", "", "must be at least twice 'heartbeat.interval'"),
 ]
 
@@ -356,7 +349,6 @@ WRONG_VALUES = {
     "mount.read_ahead": [("1GiB", "must be at most 64MiB")],
     "mount.allow_other": [("3", FLAG_FAULT)],
     "mount.max_tasks": [("99", "must be at least 100"), ("many", "expected a whole number")],
-    "mount.max_writers_waiting": [("0", "must be at least 1"), ("70000", "must be at most 65536")],
     "heartbeat.interval": [("0", "must be at least 1s")],
     "heartbeat.stale_after": [("2d", "must be at most 1d")],
     "log.level": [("loud", "expected 'debug', 'info', 'warning' or 'error'")],
