@@ -87,14 +87,20 @@ class Engine:
         nursery.start_soon(self._run_heartbeat)
 
     async def become_writer(self) -> None:
-        """Take the epoch if the store answers; if it does not, the committer does it later."""
+        """Take the epoch if the store answers; if it does not, the committer does it later.
+
+        The first heartbeat is written before this returns: a mount that answers is known of.
+        """
         try:
             await self.committer.take_epoch()
+            await self.ctx.runtime.in_thread(self._write_heartbeat, pool="store")
         except StoreError as error:
             if not error.retryable:
                 raise
             log.warning("the store cannot be reached, publishing waits: %s", error)
             self.state.online = False
+            return
+        await self._beat()
 
     async def _run_housekeeping(self) -> None:
         """End idle transactions, keep the WAL short, note uses of the cache, set gauges."""
@@ -132,12 +138,16 @@ class Engine:
     async def _run_heartbeat(self) -> None:
         """Say every now and then who writes: a hint for people and for `mount`."""
         while not self.state.read_only_reason:
-            if self.committer.has_epoch:
-                try:
-                    await self.ctx.runtime.in_thread(self._write_heartbeat, pool="store")
-                except StoreError as error:
-                    log.info("no heartbeat: %s", error)
             await trio.sleep(self.ctx.settings.heartbeat_interval_s)
+            await self._beat()
+
+    async def _beat(self) -> None:
+        """Write the heartbeat; a mount does so before it answers, or two would not see each other."""
+        if self.committer.has_epoch:
+            try:
+                await self.ctx.runtime.in_thread(self._write_heartbeat, pool="store")
+            except StoreError as error:
+                log.info("no heartbeat: %s", error)
 
     def _write_heartbeat(self) -> None:
         heartbeat = Heartbeat(

@@ -16,7 +16,7 @@ towards the store. Every line has a failpoint behind it and a row in the crash t
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -35,6 +35,7 @@ from s3fs_banyan.format.commit import CommitFooter, commit_digest, encode_footer
 from s3fs_banyan.format.keys import log_key
 from s3fs_banyan.meta.delta import DeltaCounts, write_delta
 from s3fs_banyan.meta.live import Snapshot
+from s3fs_banyan.meta.seal_list import SealList
 from s3fs_banyan.model import Cut
 from s3fs_banyan.runtime import register_failpoint
 
@@ -293,11 +294,33 @@ class Committer:
         body = await self._patiently("seal", self._worker.finish)
         await self._worker.end()
         if body.damaged:
+            kept = await self._ctx.runtime.in_thread(self._keep_damaged, cut, body.damaged)
             log.error(
-                "journal records of chunks %s are damaged: their bytes are lost", body.damaged
+                "journal records of chunks %s are damaged, reads of them give EIO; "
+                "the segments that hold them are kept in %s",
+                body.damaged,
+                kept,
             )
             self._ctx.metrics.corruption_detected("journal_record").add(len(body.damaged))
         return body
+
+    def _keep_damaged(self, cut: _CutTaken, chunks: Sequence[int]) -> Path:
+        """Copy the segments that hold damaged records aside, before they are recycled."""
+        directory = self._ctx.local.aside / f"damaged-{cut.op_seq}"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        seal_list = SealList(cut.seal_db)
+        try:
+            numbers = {piece.segment for chunk in chunks for piece in seal_list.pieces(chunk)}
+        finally:
+            seal_list.close()
+        for number, path in self._state.journal.segment_files().items():
+            if number in numbers:
+                file = self._ctx.disk.open(Path(path))
+                try:
+                    (directory / Path(path).name).write_bytes(file.pread(file.size(), 0))
+                finally:
+                    file.close()
+        return directory
 
     def _seal_job(self, cut: _CutTaken, counts: DeltaCounts) -> SealJob:
         ctx, state = self._ctx, self._state

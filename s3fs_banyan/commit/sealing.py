@@ -18,10 +18,15 @@ from pathlib import Path
 from typing import Final
 
 from s3fs_banyan.data.blocks import BlockCache
-from s3fs_banyan.errors import Corrupt, ObjectMissing
+from s3fs_banyan.errors import Corrupt, ObjectMissing, UnsupportedVersion
 from s3fs_banyan.format.blob import encode_blob
 from s3fs_banyan.format.checksum import sha256_hex
-from s3fs_banyan.format.chunk import decode_chunk_header, encode_chunk
+from s3fs_banyan.format.chunk import (
+    decode_chunk_header,
+    decode_frame,
+    decode_frame_table,
+    encode_chunk,
+)
 from s3fs_banyan.format.keys import log_delta_key, log_key, pack_key
 from s3fs_banyan.format.pack import PackEntry, encode_pack_tail
 from s3fs_banyan.journal.disk import Disk, DiskFile
@@ -181,7 +186,7 @@ class Sealing:
                     frames = decode_chunk_header(stored, item.source_key)[2]
                 else:
                     stored, frames = encode_chunk(item.chunk, self._young_bytes(item))
-            except Corrupt:
+            except (Corrupt, UnsupportedVersion):
                 if item.source_key:
                     continue  # it stays where it is: `check` and a read of it will name it
                 self._damaged.append(item.chunk)
@@ -219,7 +224,7 @@ class Sealing:
         return data
 
     def _moved(self, item: SealItem) -> bytes:
-        """Return a living chunk as stored, for its new place; its header is verified."""
+        """Return a living chunk as stored, for its new place; every frame is verified."""
         block_bytes = self._cache.block_bytes
         first = item.source_offset // block_bytes
         last = (item.source_offset + item.stored_length - 1) // block_bytes
@@ -232,9 +237,12 @@ class Sealing:
             stored = self._store.read(
                 item.source_key, offset=item.source_offset, length=item.stored_length
             )
-        chunk, length, _ = decode_chunk_header(stored, item.source_key)
+        chunk, length, table = decode_chunk_header(stored, item.source_key)
         if chunk != item.chunk or length != item.length or len(stored) != item.stored_length:
             raise Corrupt("chunk", item.source_key, f"chunk {item.chunk} is not at its place")
+        for index, frame in enumerate(decode_frame_table(chunk, length, table)):
+            body = memoryview(stored)[frame.offset : frame.offset + frame.stored_length]
+            decode_frame(chunk, index, frame, body, item.source_key)
         return stored
 
     # --- the commit ----------------------------------------------------------------------

@@ -141,11 +141,12 @@ class EngineState:
     async def wait_durable(self) -> None:
         """The barrier: every operation appended before is as durable as this mount promises.
 
-        Local: on the local disk. Remote: in the store. Safe to cancel.
+        Local: on the local disk. Remote: in the store. Safe to cancel. Raises `ReadOnly` if this
+        writer was fenced with changes that were never published: they are not in the volume.
         """
         op_seq = self.journal.last_seq
         await self.journal.wait_synced(op_seq)
-        if self.ctx.settings.durability_remote:
+        if self.ctx.settings.durability_remote or self.read_only_reason:
             await self.wait_covered(op_seq)
 
     async def wait_covered(self, op_seq: int) -> None:

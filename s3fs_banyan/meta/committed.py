@@ -20,17 +20,25 @@ from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.meta.database import (
     attach,
     check_foreign,
-    delta_tables,
     make_genesis,
     open_database,
     open_scratch,
     run_script,
     runner,
 )
-from s3fs_banyan.meta.tables import STATE_COLUMNS, STATE_KEYS, committed_sql, schema_sql
+from s3fs_banyan.meta.tables import (
+    STATE_COLUMNS,
+    STATE_KEYS,
+    committed_sql,
+    delta_sql,
+    schema_sql,
+)
 from s3fs_banyan.model import Place
 
-PLACEMENT_TABLES = ("pack", "place")
+_PLACEMENTS_SQL = (
+    "CREATE TABLE pack (id INTEGER PRIMARY KEY, key, class, size);"
+    "CREATE TABLE place (chunk INTEGER PRIMARY KEY, pack, offset, stored_length, frames);"
+)
 COMMITTED_LEVEL = 1
 
 
@@ -81,11 +89,7 @@ def write_placements(
     """Write the placements section of a commit as a SQLite database."""
     connection = open_scratch(path)
     try:
-        run_script(
-            connection,
-            "BEGIN; CREATE TABLE pack (id INTEGER PRIMARY KEY, key, class, size);"
-            "CREATE TABLE place (chunk INTEGER PRIMARY KEY, pack, offset, stored_length, frames);",
-        )
+        run_script(connection, "BEGIN;" + _PLACEMENTS_SQL)
         connection.executemany("INSERT INTO pack VALUES (?, ?, ?, ?)", packs)
         connection.executemany("INSERT INTO place VALUES (?, ?, ?, ?, ?)", places)
         run_script(connection, "COMMIT")
@@ -194,8 +198,11 @@ class Committed:
                     self._apply_placements(footer.seq)
                 connection.execute("COMMIT").fetchall()
             except BaseException:
-                connection.execute("ROLLBACK").fetchall()
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK").fetchall()
                 raise
+        except (apsw.ConstraintError, apsw.MismatchError) as error:
+            raise Corrupt("commit", str(footer.seq), f"its rows do not fit: {error}") from error
         finally:
             for schema, path in (("delta", delta), ("placed", placements)):
                 if path is not None:
@@ -342,7 +349,7 @@ def open_committed(path: Path, *, vfs: str | None, volume_id: str) -> Committed:
         except BaseException:
             writer.close()
             raise
-    except (apsw.Error, KeyError, ValueError, AttributeError) as error:
+    except (apsw.Error, KeyError, ValueError, TypeError, AttributeError) as error:
         raise Corrupt("database", str(path), str(error)) from error
     if committed.head.volume_id != volume_id:
         committed.close()
@@ -381,7 +388,7 @@ def restore_committed(
 
     Raises `Corrupt` naming `key` unless the file is sound and holds exactly our schema.
     """
-    _check_checkpoint(source, key)
+    check_foreign(source, "checkpoint", key, schema_sql() + committed_sql())
     plain = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READONLY)
     writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
     try:
@@ -394,31 +401,9 @@ def restore_committed(
     return open_committed(path, vfs=vfs, volume_id=volume_id)
 
 
-def _check_checkpoint(source: Path, key: str) -> None:
-    """Compare the schema of a database from the store, statement by statement, with ours."""
-    ours = apsw.Connection(":memory:")
-    run_script(ours, schema_sql() + committed_sql())
-    query = "SELECT type, name, sql FROM sqlite_master ORDER BY type, name"
-    try:
-        theirs = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READONLY)
-        try:
-            theirs.execute("PRAGMA trusted_schema = OFF").fetchall()
-            if theirs.execute(query).fetchall() != ours.execute(query).fetchall():
-                raise Corrupt("checkpoint", key, "its tables are not those of this release")
-            verdict = theirs.execute("PRAGMA integrity_check(1)").fetchall()
-            if verdict != [("ok",)]:
-                raise Corrupt("checkpoint", key, f"integrity check: {verdict[0][0]}")
-        finally:
-            theirs.close()
-    except apsw.Error as error:
-        raise Corrupt("checkpoint", key, str(error)) from error
-    finally:
-        ours.close()
-
-
 def check_commit(delta: Path | None, placements: Path | None, key: str) -> None:
     """Refuse the databases of a commit from the store unless they are sound and ours."""
     if delta is not None:
-        check_foreign(delta, key, delta_tables())
+        check_foreign(delta, "delta", key, delta_sql("main"))
     if placements is not None:
-        check_foreign(placements, key, PLACEMENT_TABLES)
+        check_foreign(placements, "placements", key, _PLACEMENTS_SQL)

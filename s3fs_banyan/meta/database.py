@@ -6,7 +6,7 @@ is drained. `run_script` drains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import apsw
 
 from s3fs_banyan.errors import Corrupt
 from s3fs_banyan.format.volume import VolumeDescriptor
-from s3fs_banyan.meta.tables import COUNTERS, STATE_COLUMNS, schema_sql
+from s3fs_banyan.meta.tables import COUNTERS, schema_sql
 from s3fs_banyan.model import ROOT_INO, Epoch, first_chunk_of
 
 S_IFDIR = 0o040000
@@ -120,32 +120,30 @@ def make_genesis(connection: apsw.Connection, volume: VolumeDescriptor) -> None:
     )
 
 
-def check_foreign(path: Path, key: str, tables: Sequence[str]) -> None:
-    """Refuse a database that came from outside unless it is sound and holds tables of ours only.
+def check_foreign(path: Path, kind: str, key: str, script: str) -> None:
+    """Refuse a database that came from outside unless it is sound and just what `script` makes.
 
-    Raises `Corrupt` naming `key`. Views and triggers in it would run in our process.
+    Statements are compared, not names: views, triggers and generated columns would run in our
+    process, a table of another shape would be applied in part. Raises `Corrupt` naming `key`.
     """
+    query = "SELECT type, name, sql FROM sqlite_master ORDER BY type, name"
+    ours = apsw.Connection(":memory:")
+    run_script(ours, script)
     try:
-        connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+        theirs = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
         try:
-            connection.execute("PRAGMA trusted_schema = OFF").fetchall()
-            found = connection.execute("SELECT type, name FROM sqlite_master").fetchall()
-            odd = [
-                f"{kind} {name}" for kind, name in found if kind != "table" or name not in tables
-            ]
-            if odd:
-                raise Corrupt("database", key, f"holds {odd[0]}, which is not ours")
-            if len(found) != len(tables):
-                raise Corrupt("database", key, f"has {len(found)} tables, {len(tables)} expected")
-            verdict = connection.execute("PRAGMA integrity_check(1)").fetchall()
+            theirs.execute("PRAGMA trusted_schema = OFF").fetchall()
+            expected, found = ours.execute(query).fetchall(), theirs.execute(query).fetchall()
+            if found != expected:
+                odd = [f"{row[0]} {row[1]}" for row in found if row not in expected]
+                why = f"holds {odd[0]}, which is not ours" if odd else "lacks a table of ours"
+                raise Corrupt(kind, key, why)
+            verdict = theirs.execute("PRAGMA integrity_check(1)").fetchall()
             if verdict != [("ok",)]:
-                raise Corrupt("database", key, f"integrity check: {verdict[0][0]}")
+                raise Corrupt(kind, key, f"integrity check: {verdict[0][0]}")
         finally:
-            connection.close()
+            theirs.close()
     except apsw.Error as error:
-        raise Corrupt("database", key, str(error)) from error
-
-
-def delta_tables() -> list[str]:
-    """Return the names of the tables of a delta."""
-    return [prefix + table for table in STATE_COLUMNS for prefix in ("", "dead_")]
+        raise Corrupt(kind, key, str(error)) from error
+    finally:
+        ours.close()

@@ -28,7 +28,7 @@ from s3fs_banyan.kernel import mount_source
 from tests.servers import ObjectServer
 
 READY_WITHIN_S = 60.0
-END_WITHIN_S = 120.0
+END_WITHIN_S = 60.0
 _LOG_SHOWN_BYTES = 6000
 
 Settings = dict[str, dict[str, object]]

@@ -145,7 +145,7 @@ async def test_file_that_shrinks_meanwhile_is_an_error(file: Path) -> None:
         with file.open("r+b") as shrunk:
             shrunk.truncate(250)
 
-    with pytest.raises(Corrupt, match="it ends at byte 250"):
+    with pytest.raises(Corrupt, match=r"it ends at byte \d+"):
         await upload_file_multipart(
             RealRuntime(), store, "pack/1", file, part_size=PART, save_state=shrink
         )
