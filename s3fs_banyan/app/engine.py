@@ -142,7 +142,7 @@ class Engine:
             await self._beat()
 
     async def _beat(self) -> None:
-        """Write the heartbeat; a mount does so before it answers, or two would not see each other."""
+        """Write the heartbeat: before the mount answers first, or two would not see each other."""
         if self.committer.has_epoch:
             try:
                 await self.ctx.runtime.in_thread(self._write_heartbeat, pool="store")

@@ -29,6 +29,7 @@ from s3fs_banyan.commit.local import (
     LocalDirectory,
     check_identity,
     directory_ino,
+    find_directory_of,
     load_identity,
     load_local_volume,
     store_identity,
@@ -38,9 +39,9 @@ from s3fs_banyan.commit.worker import WorkerProcess
 from s3fs_banyan.config import Config
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.data.cache import DiskBlockCache
-from s3fs_banyan.errors import DataError, ObjectMissing, Refused, StoreError
+from s3fs_banyan.errors import DataError, ObjectMissing, Refused, StoreError, UnsupportedVersion
 from s3fs_banyan.format.keys import PROBE_PREFIX, WRITER
-from s3fs_banyan.format.volume import VolumeDescriptor, decode_heartbeat
+from s3fs_banyan.format.volume import VOLUME_VERSION, VolumeDescriptor, decode_heartbeat
 from s3fs_banyan.fuse import FOREVER_S, Operations, serve
 from s3fs_banyan.journal.disk import DirectoryLock, RealDisk
 from s3fs_banyan.kernel import KernelMount, KernelOptions, check_mountpoint, unmount
@@ -86,7 +87,7 @@ def run_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:
     try:
         identity = _claim_directory(local, volume, runtime)
         if online:
-            store_local_volume(local, volume)
+            store_local_volume(local, volume, request.url)
             check_create_if_absent(store, runtime)
             if not request.takeover:
                 _check_other_writer(store, identity, request.config, runtime)
@@ -126,6 +127,7 @@ def _find_volume(
     try:
         volume = read_volume(store)
     except StoreError as error:
+        given = given or find_directory_of(request.config.cache.directory, request.url)
         known = load_local_volume(given) if given and error.retryable else None
         if known is None or given is None:
             raise
@@ -133,6 +135,13 @@ def _find_volume(
         return known, given, False
     if given is None:
         given = LocalDirectory(root=default_cache_directory(request.config, volume.volume_id))
+    if volume.features_read_only:
+        raise UnsupportedVersion(
+            f"volume (it needs {', '.join(volume.features_read_only)} to be written; "
+            "--read-only works)",
+            VOLUME_VERSION,
+            VOLUME_VERSION,
+        )
     return volume, given, True
 
 

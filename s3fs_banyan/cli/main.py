@@ -14,10 +14,14 @@ from s3fs_banyan.cli import browse, mounting, running, volume
 from s3fs_banyan.cli.output import print_line, say
 from s3fs_banyan.errors import BanyanFSError, ExitCode
 from s3fs_banyan.observe import setup_logging
+from s3fs_banyan.observe.log import ROOT as LOG_ROOT
 from s3fs_banyan.observe.log import redact
 
+_NAME = "s3fs-banyan"
+_INTERRUPTED = 130
+
 app = typer.Typer(
-    name="s3fs-banyan",
+    name=_NAME,
     help="A POSIX file system that keeps its data in S3 or a directory, made for BanyanDB.",
     no_args_is_help=True,
     add_completion=False,
@@ -25,7 +29,6 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_INTERRUPTED = 130
 
 
 def _print_version(wanted: bool) -> None:
@@ -51,9 +54,6 @@ def options(
     context.obj = debug
     if debug:
         setup_logging("debug", "text", sys.stderr)
-    else:
-        # An error is one line, and the log would say it twice; `mount` has a log of its own.
-        logging.getLogger("s3fs_banyan").setLevel(logging.CRITICAL + 1)
 
 
 volume.register(app)
@@ -64,18 +64,21 @@ browse.register(app)
 
 def main() -> None:
     """Run the command; the process ends with a code of `errors.ExitCode`."""
+    # An error is one line, and the log would say it twice. `mount` and --debug set up their own.
+    logging.getLogger(LOG_ROOT).setLevel(logging.CRITICAL + 1)
     sys.exit(_run(sys.argv[1:]))
 
 
 def _run(arguments: list[str]) -> int:
     try:
-        return int(app(arguments, standalone_mode=False) or 0)
+        return int(app(arguments, standalone_mode=False, prog_name=_NAME) or 0)
     except BanyanFSError as error:
         for line in str(error).splitlines() or [type(error).__name__]:
             _say_error(line)
         return int(error.exit_code)
     except typer.TyperException as error:
-        _say_error(f"{error.format_message()} (see s3fs-banyan --help)")
+        if message := error.format_message():  # empty where the help has been printed
+            _say_error(f"{message} (see {_NAME} --help)")
         return int(ExitCode.USAGE)
     except (KeyboardInterrupt, typer.Abort):
         _say_error("interrupted")

@@ -16,6 +16,7 @@ from s3fs_banyan.errors import Corrupt, ExitCode, Refused
 from s3fs_banyan.format.volume import VolumeDescriptor, decode_volume, encode_volume
 
 _IDENTITY = "identity.json"
+_URL = "store-url"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,9 +126,18 @@ def load_local_volume(local: LocalDirectory) -> VolumeDescriptor | None:
         return None
 
 
-def store_local_volume(local: LocalDirectory, volume: VolumeDescriptor) -> None:
-    """Keep the descriptor for a mount while the store is away."""
+def store_local_volume(local: LocalDirectory, volume: VolumeDescriptor, url: str) -> None:
+    """Keep the descriptor, and where the volume is, for a mount while the store is away."""
     _write_synced(local.volume, encode_volume(volume))
+    _write_synced(local.root / _URL, url.encode())
+
+
+def find_directory_of(common: Path, url: str) -> LocalDirectory | None:
+    """Return the directory below the common one that served this store's volume, if one did."""
+    for path in sorted(common.glob(f"*/{_URL}")):
+        if path.read_bytes() == url.encode():
+            return LocalDirectory(root=path.parent)
+    return None
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -190,9 +190,14 @@ class CommitLog:
                 raise Corrupt(
                     "checkpoint", checkpoint_key(seq), "its pieces do not make its database"
                 )
-            return restore_committed(
+            committed = restore_committed(
                 path, source, vfs=vfs, volume_id=volume.volume_id, key=checkpoint_key(seq)
             )
+            head = committed.head
+            if (head.seq, head.digest.hex()) != (manifest.seq, manifest.digest):
+                committed.close()
+                raise Corrupt("checkpoint", checkpoint_key(seq), f"it holds commit {head.seq}")
+            return committed
         finally:
             source.unlink(missing_ok=True)
 

@@ -27,6 +27,7 @@ from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import DataError, ObjectMissing, StoreError
+from s3fs_banyan.format.commit import KEPT_MAX
 from s3fs_banyan.format.keys import (
     CHECKPOINT_PIECE_PREFIX,
     DELTA_PREFIX,
@@ -53,7 +54,7 @@ FP_RECLAIM_DELETED = register_failpoint(
 
 CLOCK_SKEW_NS_MAX: Final = 300 * 10**9
 _HOUR_NS: Final = 3600 * 10**9
-_FENCE_BYTES_MAX: Final = 4096
+_FENCE_BYTES_MAX: Final = 8 * KEPT_MAX + 4096
 _DELETE_BATCH: Final = 500
 
 
@@ -195,7 +196,10 @@ class Reclaimer:
         checkpoints = [seq for seq in self._checkpointer.kept if seq <= head.seq]
         newest = max(checkpoints, default=-1)
         spacing_ns = int(min(settings.reclaim_window_s / 4, 900) * 1e9)
-        if newest < head.seq and now_ns - times.get(newest, 0) >= spacing_ns:
+        packs = await self._ctx.runtime.in_thread(self._packs)
+        # The commit that moved the window is no reason to move it again.
+        gain = head.seq - newest > 1 or any((pack.dead_seq or 0) > newest for pack in packs)
+        if gain and now_ns - times.get(newest, 0) >= spacing_ns:
             self._checkpointer.wanted = True
             self._compact = self._compact or settings.reclaim_window_s == 0
         limit_ns = now_ns - int(settings.reclaim_window_s * 1e9)
@@ -204,7 +208,6 @@ class Reclaimer:
         if target > self._dense_from and await self._verify(target):
             self._dense_from = target
         self._kept = await self._choose_kept(checkpoints, now_ns)
-        packs = await self._ctx.runtime.in_thread(self._packs)
         if choose_victims(packs, head.seq):
             self._compact = True
 
@@ -221,7 +224,8 @@ class Reclaimer:
             if time_ns is None or time_ns < horizon_ns or seq >= self._dense_from:
                 continue
             hourly[time_ns // _HOUR_NS] = seq
-        return tuple(sorted([seq for seq in hourly.values() if await self._verify(seq)]))
+        verified = [seq for seq in hourly.values() if await self._verify(seq)]
+        return tuple(sorted(verified)[-KEPT_MAX:])
 
     async def _verify(self, seq: int) -> bool:
         """Read a checkpoint back, every piece, once."""

@@ -37,7 +37,7 @@ class CommitFooter:
     writer: bytes
     """16 bytes: this mount's random identity."""
     predecessor: bytes
-    """SHA-256 of the whole commit before."""
+    """`commit_digest` of the commit before."""
     chain: int
     """Checksum of the journal record of its cut (a fence: of its epoch record)."""
     op_seq: int
@@ -139,5 +139,10 @@ def commit_sections(commit: Bytes, footer: CommitFooter) -> tuple[memoryview, me
 
 
 def commit_digest(commit: Bytes) -> bytes:
-    """Return the SHA-256 by which the next commit names this one."""
-    return hashlib.sha256(commit).digest()
+    """Return the SHA-256 by which the next commit names this one.
+
+    Inline chunks are left out: each of their frames has a checksum of its own, and a bit that
+    rots there must cost one file, not the history behind this commit.
+    """
+    inline_length = decode_footer(commit, "commit").inline_length
+    return hashlib.sha256(memoryview(commit)[inline_length:]).digest()

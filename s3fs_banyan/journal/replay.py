@@ -90,6 +90,9 @@ def replay(
     for index, segment in enumerate(found):
         if segment.header is None:
             continue
+        # Whoever began a segment knew where the log ended: marks above it, in older segments, are
+        # those of records that were given up (--accept-loss).
+        end.synced_mark = min(end.synced_mark, segment.header.first_op_seq - 1)
         end.synced_mark = max(end.synced_mark, segment.header.synced_seq)
         if index < start:
             continue
@@ -137,6 +140,10 @@ def _walk(
             if history.get(head.op_seq) == head.checksum:
                 joined = end.base_found = True
                 _note(segment, position, head)
+                behind_base = head.op_seq > next(iter(history))
+                if behind_base and not any(segment is used for used in end.used):
+                    # A copy, rewritten after a failed sync: live.db's pieces may lie here.
+                    end.used.append(segment)
             continue
         if not joined or not alive:
             continue

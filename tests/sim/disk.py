@@ -69,12 +69,18 @@ class SimInode:
             at = sector * SECTOR
             length = len(self.data[at : at + SECTOR])
             if rng.random() < _GARBAGE_CHANCE:
-                self.durable[at : at + length] = rng.randbytes(length)
+                self._scribble(at, length, rng)
             elif sector not in self.dropped and rng.random() < mood:
                 self.durable[at : at + length] = self.data[at : at + length]
         self.data = bytearray(self.durable)
         self.dirty.clear()
         self.dropped.clear()
+
+    def _scribble(self, at: int, length: int, rng: Random) -> None:
+        """Garbage, where new bytes were to go: what was synced beside them is not touched."""
+        for position in range(at, at + length):
+            if self.data[position] != self.durable[position]:
+                self.durable[position] = rng.randrange(256)
 
     def clone(self) -> SimInode:
         other = SimInode()

@@ -40,7 +40,7 @@ HOSTILE = [
     "DROP TABLE inode; CREATE VIEW inode AS SELECT 1 AS ino",
     "DROP TABLE inode; CREATE TABLE inode (ino, mode)",
     "DROP TABLE inode; CREATE VIRTUAL TABLE inode USING dbstat",
-    "ALTER TABLE inode ADD COLUMN x DEFAULT 5",
+    "ALTER TABLE inode ADD COLUMN x INTEGER DEFAULT 5",
     "ALTER TABLE inode RENAME COLUMN mode TO modus",
 ]
 

@@ -1,0 +1,175 @@
+"""The command line without a mount: options, texts for people, a document that agrees."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from s3fs_banyan import __version__
+from s3fs_banyan.cli.main import app
+from s3fs_banyan.cli.mounting import MountOptions, parse_mount_options
+from s3fs_banyan.cli.options import settings, take_store
+from s3fs_banyan.cli.output import printable, seconds_text, size_text, time_text
+from s3fs_banyan.cli.status import troubles
+from s3fs_banyan.errors import ConfigError, ExitCode
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "commands.md"
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a group of commands
+
+
+def _options(name: str) -> set[str]:
+    """Every option of a command that a person may know."""
+    return {
+        word
+        for parameter in COMMANDS[name].params
+        if not getattr(parameter, "hidden", False)
+        for word in parameter.opts
+        if word.startswith("-")
+    }
+
+
+def _section(name: str) -> str:
+    found = re.search(
+        rf"^## `{name}.*?(?=^## |\Z)", DOCUMENT.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert found, f"docs/commands.md has no section on {name}"
+    return found[0]
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_the_document_lists_every_command_with_exactly_its_options(name: str) -> None:
+    """An option that is not written down is not there for a person, and the reverse."""
+    listed = set(re.findall(r"`(--?[a-zA-Z][a-z-]*)", _section(name)))
+    common = {"--config", "--endpoint-url", "--region", "--help"}
+    assert listed - common == _options(name) - common
+
+
+def test_the_document_lists_every_exit_code() -> None:
+    """Scripts decide by them."""
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", DOCUMENT.read_text("utf-8"), re.MULTILINE)
+    assert rows == [(str(int(code)), code.name) for code in ExitCode]
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_explains_itself_with_an_example(name: str) -> None:
+    """Help without an example makes a person guess."""
+    result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "100"})
+    assert result.exit_code == 0
+    assert f"s3fs-banyan {name}" in result.output
+
+
+def test_the_version_is_printed() -> None:
+    """Asked for in every report of a fault."""
+    result = CliRunner().invoke(app, ["--version"])
+    assert result.output == f"s3fs-banyan {__version__}\n"
+
+
+def test_mount_options_say_the_same_as_the_command_line() -> None:
+    """A line of /etc/fstab can say everything."""
+    text = ",".join(
+        f"{field.name}" if field.type == "bool" else f"{field.name.replace('_', '-')}=v"
+        for field in fields(MountOptions)
+    )
+    said = parse_mount_options([text])
+    for field in fields(MountOptions):
+        assert str(getattr(said, field.name)) == ("True" if field.type == "bool" else "v")
+
+
+def test_mount_options_of_others_are_left_to_them() -> None:
+    """mount(8) passes on everything that stands in /etc/fstab."""
+    words = "rw,nodev,nosuid,_netdev,noauto,x-systemd.automount,x-other=1,comment=ours,defaults"
+    assert parse_mount_options([words, "ro"]) == MountOptions(read_only=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("noexec", "unknown option"),
+        ("cache_sizes=1GiB", "did you mean 'cache-size'"),
+        ("takeover=1", "takes no value"),
+        ("cache-size", "needs a value"),
+    ],
+)
+def test_mount_options_that_would_not_be_kept_are_refused(text: str, why: str) -> None:
+    """Silently ignored, `noexec` would promise what does not hold."""
+    with pytest.raises(ConfigError, match=why):
+        parse_mount_options([text])
+
+
+def test_the_store_comes_from_the_command_line_first_and_from_the_file_else(tmp_path: Path) -> None:
+    """A path in the volume must not be taken for a store, nor the reverse."""
+    file = tmp_path / "config.yaml"
+    file.write_text("storage: {remote: {type: file, directory: /srv/volume}}")
+    named, bare = settings(file), settings(None)
+    assert take_store(["path"], named, "", range(2)) == ("file:///srv/volume", ["path"])
+    assert take_store(["s3://b01/x", "p"], named, "", range(2)) == ("s3://b01/x", ["p"])
+    assert take_store([], named, "", range(2)) == ("file:///srv/volume", [])
+    for words, why in (
+        (["path"], "is no store"),
+        ([], "no store"),
+        (["s3://b", "p", "q"], "wrong"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            take_store(words, bare, "", range(2))
+
+
+def test_options_win_over_the_file(tmp_path: Path) -> None:
+    """As docs/configuration.md says."""
+    file = tmp_path / "config.yaml"
+    file.write_text("commit: {interval: 5s}\nstorage: {remote: {type: s3, bucket: abc, region: a}}")
+    found = settings(file, region="b", commit__interval="7s", cache__size=None)
+    assert (found.commit.interval_s, found.storage.remote.region) == (7.0, "b")
+
+
+def test_names_are_shown_without_what_a_terminal_would_obey() -> None:
+    """A file name must not clear the screen or forge a line."""
+    assert printable("plain name äö") == "plain name äö"
+    assert printable("a\x1b[2Jb\nc") == "a\\x1b[2Jb\\nc"
+    assert printable(b"stray \xff".decode("utf-8", "surrogateescape")).isprintable()
+
+
+def test_numbers_are_shown_for_people() -> None:
+    """With units, and no digits that mean nothing."""
+    assert [size_text(n) for n in (0, 1023, 1536, 1 << 30)] == [
+        "0 B",
+        "1023 B",
+        "1.5 KiB",
+        "1.0 GiB",
+    ]
+    shown = [seconds_text(s) for s in (0.00025, 0.0035, 0.25, 2.5, 300, 10_000)]
+    assert shown == ["250 us", "3.50 ms", "250 ms", "2.5 s", "5 min", "2.8 h"]
+    assert time_text(1_000_000_000_999_999_999) == "2001-09-09 01:46:40"
+
+
+def test_every_trouble_of_a_mount_is_said_first() -> None:
+    """Nobody reads a table to find that nothing has been published for an hour."""
+    fine = {
+        "online": True,
+        "read_only": "",
+        "set_aside": "",
+        "waiting_writers": 0,
+        "commit": {"last_error": "", "interval_s": 30.0},
+        "journal": {"disk_full": False},
+        "lag": {"seconds": 29.0},
+        "reclaim": {"problem": ""},
+    }
+    assert troubles(fine) == []
+    bad = {
+        "online": False,
+        "read_only": "fenced by epoch 7",
+        "set_aside": "/some/aside",
+        "waiting_writers": 3,
+        "commit": {"last_error": "timed out", "interval_s": 30.0},
+        "journal": {"disk_full": True},
+        "lag": {"seconds": 500.0},
+        "reclaim": {"problem": "clocks differ"},
+    }
+    said = "\n".join(line for _, line in troubles(bad))
+    for word in ("OFFLINE", "epoch 7", "/some/aside", "3 writers", "timed out", "FULL", "8 min"):
+        assert word in said
+    assert "clocks differ" in said
