@@ -84,10 +84,10 @@ def test_a_mount_refuses_a_rotten_journal_and_keeps_it(
     """Rot in the middle must not pass for the end of a power cut; --accept-loss is a decision."""
     mount = make_mount(volume).start()
     write_file(mount, sync=False)
-    (mount.path / "later").write_bytes(b"answered and synced")
-    fd = os.open(mount.path / "later", os.O_RDONLY)
+    fd = os.open(mount.path, os.O_RDONLY)
     os.fsync(fd)
     os.close(fd)
+    (mount.path / "later").write_bytes(b"its record says what was synced before")
     mount.kill()
     flip_in_journal(mount, CONTENT[1_500_000:1_500_064])
     (mount.cache_dir / "live.db").unlink()
