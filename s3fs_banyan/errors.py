@@ -144,6 +144,12 @@ class UnsupportedVersion(DataError):
         self.known = known
 
 
+class LocalDiskFull(BanyanFSError):
+    """A database or a file of ours could not grow: other files fill the local disk."""
+
+    exit_code = ExitCode.LOCAL
+
+
 # --- ownership ---------------------------------------------------------------------------
 
 

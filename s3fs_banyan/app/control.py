@@ -45,6 +45,7 @@ async def serve_control(
     listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
     await listener.bind(str(path))
     path.chmod(0o600)
+    ino = path.stat().st_ino
     listener.listen(16)
     try:
         async with trio.open_nursery() as nursery:
@@ -54,7 +55,9 @@ async def serve_control(
                 nursery.start_soon(_answer, trio.SocketStream(connection), commands)
     finally:
         listener.close()
-        path.unlink(missing_ok=True)
+        # While this daemon was draining, another one may have been mounted here.
+        if path.exists() and path.stat().st_ino == ino:
+            path.unlink()
 
 
 async def _answer(stream: trio.SocketStream, commands: dict[str, Command]) -> None:

@@ -7,7 +7,7 @@ Stop: no new requests come; drain (if asked), stop the services, close in revers
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _WAL_BYTES_MAX = 16 << 20
 _TICK_S = 1.0
+_RESTART_S = 5.0
 
 
 class Engine:
@@ -73,18 +74,44 @@ class Engine:
             capacity_bytes=ctx.settings.capacity_bytes,
         )
         self.defragmenter = Defragmenter(state, self.filesystem)
+        self.service_failures: list[str] = []
+        """Services that ended by an exception, each one a defect of ours."""
 
     def start(self, nursery: trio.Nursery) -> None:
         """Start the services in `nursery`."""
         self.reclaimer.nursery = nursery
-        nursery.start_soon(self.state.journal.run_preparer)
-        nursery.start_soon(self.state.journal.run_syncer)
-        nursery.start_soon(self.filesystem.run_reaper)
-        nursery.start_soon(self.committer.run)
-        nursery.start_soon(self.reclaimer.run)
-        nursery.start_soon(self.defragmenter.run, self.ctx.settings.reclaim_every_s)
-        nursery.start_soon(self._run_housekeeping)
-        nursery.start_soon(self._run_heartbeat)
+        defragment = partial(self.defragmenter.run, self.ctx.settings.reclaim_every_s)
+        services: dict[str, Callable[[], Awaitable[None]]] = {
+            "segment preparer": self.state.journal.run_preparer,
+            "journal syncer": self.state.journal.run_syncer,
+            "reaper": self.filesystem.run_reaper,
+            "committer": self.committer.run,
+            "reclaim": self.reclaimer.run,
+            "defragmenter": defragment,
+            "housekeeping": self._run_housekeeping,
+            "heartbeat": self._run_heartbeat,
+        }
+        for name, run in services.items():
+            nursery.start_soon(self._supervise, name, run)
+
+    async def _supervise(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        """Keep a service going: a dead mount is a database crash, a late commit is an alert.
+
+        Every service can begin again from what journal and databases hold. A broken state
+        cannot: then the daemon ends, and the next start folds the journal.
+        """
+        while True:
+            try:
+                await run()
+            except Exception as error:
+                if self.state.broken:
+                    raise
+                log.exception("the %s failed in a way nobody foresaw; it begins again", name)
+                self.service_failures.append(f"{name}: {error!r}")
+                self.ctx.metrics.handler_errors.add()
+                await trio.sleep(_RESTART_S)
+                continue
+            return
 
     async def become_writer(self) -> None:
         """Take the epoch if the store answers; if it does not, the committer does it later.

@@ -7,17 +7,17 @@ line and exit code are this command's own.
 
 from __future__ import annotations
 
-import difflib
 import errno
+import hashlib
 import logging
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import typer
 
@@ -26,10 +26,23 @@ from s3fs_banyan.app.follower import run_read_only_mount
 from s3fs_banyan.app.mount import MountRequest, run_mount
 from s3fs_banyan.app.volume import read_volume
 from s3fs_banyan.cli.asking import control_answers
+from s3fs_banyan.cli.mount_options import (
+    AcceptLossOption,
+    CacheDirOption,
+    CacheSizeOption,
+    CommitIntervalOption,
+    DurabilityOption,
+    MetricsAddressOption,
+    MountOptions,
+    ReadOnlyOption,
+    SegmentSizeOption,
+    TakeoverOption,
+    parse_mount_options,
+)
 from s3fs_banyan.cli.options import ConfigOption, EndpointOption, RegionOption, settings, take_store
 from s3fs_banyan.cli.output import print_line
 from s3fs_banyan.config import Config
-from s3fs_banyan.errors import ConfigError, ExitCode, UsageError
+from s3fs_banyan.errors import ExitCode, StoreError, UsageError
 from s3fs_banyan.kernel import check_mountpoint, mount_source, unmount
 from s3fs_banyan.observe import setup_logging
 
@@ -40,52 +53,6 @@ _Run = Callable[[MountRequest, Callable[[], None]], None]
 _READY: Final = b"ready\n"
 _USAGE: Final = "s3fs-banyan mount [STORE] MOUNTPOINT"
 _LOG_BYTES_MAX: Final = 10 << 20
-_IGNORED: Final = {
-    *("_netdev", "async", "auto", "defaults", "diratime", "exec", "noatime", "noauto", "nodev"),
-    *("nodiratime", "nofail", "nosuid", "nouser", "relatime", "rw", "user", "users"),
-}
-"""Options of mount(8) that are fulfilled already, or meant for others."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountOptions:
-    """What can be said on the command line and, the same, after `-o`."""
-
-    config: Path | None = None
-    cache_dir: Path | None = None
-    cache_size: str | None = None
-    durability: str | None = None
-    commit_interval: str | None = None
-    read_only: bool = False
-    takeover: bool = False
-    accept_loss: bool = False
-    journal_segment_size: str | None = None
-    endpoint_url: str | None = None
-    region: str | None = None
-    metrics_address: str | None = None
-
-
-_FLAGS: Final = {"read_only", "takeover", "accept_loss"}
-_PATHS: Final = {"config", "cache_dir"}
-_OPTIONS: Final = tuple(MountOptions.__dataclass_fields__)
-
-
-def parse_mount_options(texts: list[str]) -> MountOptions:
-    """Return what `-o key=value,flag` says; raises `ConfigError` with the nearest known name."""
-    values: dict[str, object] = {}
-    for word in (word for text in texts for word in text.split(",") if word):
-        name, has_value, value = word.partition("=")
-        key = "read_only" if name == "ro" else name.replace("-", "_")
-        if name in _IGNORED or name.startswith("x-") or name == "comment":
-            continue
-        if key not in _OPTIONS:
-            near = difflib.get_close_matches(key, _OPTIONS, n=1)
-            hint = f", did you mean {near[0].replace('_', '-')!r}?" if near else ""
-            raise ConfigError(f"-o {name}: unknown option{hint}")
-        if (key in _FLAGS) == bool(has_value):
-            raise ConfigError(f"-o {name}: {'takes no' if has_value else 'needs a'} value")
-        values[key] = True if key in _FLAGS else Path(value) if key in _PATHS else value
-    return replace(MountOptions(), **values)  # type: ignore[arg-type]  # kinds as looked up above
 
 
 def register(app: typer.Typer) -> None:
@@ -97,40 +64,20 @@ def mount(
     context: typer.Context,
     words: Annotated[list[str], typer.Argument(metavar="[STORE] MOUNTPOINT", show_default=False)],
     config: ConfigOption = None,
-    cache_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Local directory of this mount: journal and cache."),
-    ] = None,
-    cache_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Most that the cache may hold: 10GiB.")
-    ] = None,
-    durability: Annotated[
-        Literal["local", "remote"] | None,
-        typer.Option(help="What fsync waits for: the local disk, or the store."),
-    ] = None,
-    commit_interval: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Longest time between commits: 30s.")
-    ] = None,
-    read_only: Annotated[
-        bool, typer.Option("--read-only", help="Follow the volume, change nothing.")
-    ] = False,
-    takeover: Annotated[
-        bool, typer.Option("--takeover", help="Become the writer although another one is alive.")
-    ] = False,
-    accept_loss: Annotated[
-        bool, typer.Option("--accept-loss", help="Go on although the local journal is damaged.")
-    ] = False,
+    cache_dir: CacheDirOption = None,
+    cache_size: CacheSizeOption = None,
+    durability: DurabilityOption = None,
+    commit_interval: CommitIntervalOption = None,
+    read_only: ReadOnlyOption = False,
+    takeover: TakeoverOption = False,
+    accept_loss: AcceptLossOption = False,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay in the foreground, log to standard error.")
     ] = False,
-    journal_segment_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Size of a journal segment: 64MiB.")
-    ] = None,
+    journal_segment_size: SegmentSizeOption = None,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
-    metrics_address: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Serve Prometheus metrics there.")
-    ] = None,
+    metrics_address: MetricsAddressOption = None,
     options: Annotated[
         list[str] | None,
         typer.Option("-o", metavar="KEY=VALUE,...", help="The same, as mount(8) says it."),
@@ -206,19 +153,36 @@ def _request(words: list[str], given: MountOptions, failpoint: str) -> MountRequ
 
 
 def _cache_directory(url: str, config: Config, given: MountOptions) -> Path:
-    """Return the local directory; before one is made, the store has shown its volume."""
+    """Return the local directory; before one is made, the store has shown its volume.
+
+    Where none is given it has the volume's name, which is noted beside it: while the store is
+    away, a mount goes on from what is here.
+    """
     directory = given.cache_dir
     if directory is not None and (directory / "identity.json").exists():
         return directory.absolute()
+    note = config.cache.directory / f"store-{hashlib.sha256(url.encode()).hexdigest()[:24]}"
+    try:
+        volume_id = _volume_id(url, config)
+    except StoreError as error:
+        if directory is not None or not error.retryable or not note.exists():
+            raise
+        volume_id = note.read_text(encoding="ascii")
+    else:
+        if directory is not None:
+            return directory.absolute()
+        note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        note.write_text(volume_id, encoding="ascii")
+    default = default_cache_directory(config, volume_id)
+    return default.with_name(f"{default.name}.follower") if given.read_only else default
+
+
+def _volume_id(url: str, config: Config) -> str:
     store = connect(url, config)
     try:
-        volume = read_volume(store)
+        return read_volume(store).volume_id
     finally:
         store.close()
-    if directory is not None:
-        return directory.absolute()
-    default = default_cache_directory(config, volume.volume_id)
-    return default.with_name(f"{default.name}.follower") if given.read_only else default
 
 
 def _clear_dead_mount(place: Path) -> None:

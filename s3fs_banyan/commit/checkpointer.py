@@ -15,7 +15,7 @@ import trio
 from s3fs_banyan.commit.context import Context
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.commit.state import EngineState
-from s3fs_banyan.errors import DataError, ObjectMissing, StoreError
+from s3fs_banyan.errors import DataError, LocalDiskFull, ObjectMissing, StoreError
 from s3fs_banyan.meta.committed import Head
 from s3fs_banyan.runtime import register_failpoint
 
@@ -92,9 +92,15 @@ class Checkpointer:
         return copy, head
 
     async def start(self, nursery: trio.Nursery) -> None:
-        """Copy now, send in the background."""
+        """Copy now, send in the background; a disk without room for the copy is for later."""
         self._running = True
-        copy, head = await self._copy()
+        try:
+            copy, head = await self._copy()
+        except LocalDiskFull as error:
+            log.warning("the checkpoint waits: %s", error)
+            self._running = False
+            self.wanted = True
+            return
         self._ctx.runtime.failpoint(FP_CHECKPOINT_COPIED)
         nursery.start_soon(self._send_in_background, copy, head)
 

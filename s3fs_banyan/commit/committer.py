@@ -30,9 +30,10 @@ from s3fs_banyan.commit.sealing import CommitBody, SealedPack, SealJob
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.commit.worker import Worker, WorkerDied
 from s3fs_banyan.data.blocks import BlockCache
-from s3fs_banyan.errors import Fenced, StoreError
+from s3fs_banyan.errors import Fenced, LocalDiskFull, StoreError
 from s3fs_banyan.format.commit import CommitFooter, commit_digest, encode_footer
 from s3fs_banyan.format.keys import log_key
+from s3fs_banyan.meta.committed import Head
 from s3fs_banyan.meta.delta import DeltaCounts, write_delta
 from s3fs_banyan.meta.live import Snapshot
 from s3fs_banyan.meta.seal_list import SealList
@@ -121,7 +122,12 @@ class Committer:
     # --- when ----------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Commit whenever one is due; returns when this writer is fenced."""
+        """Commit whenever one is due; returns when this writer is fenced.
+
+        May be begun again after it failed: what was in flight is dirty again, and a commit that
+        was published without being applied is adopted like one of a former life.
+        """
+        self._state.live.merge_dirty()
         try:
             while True:
                 await self._wait_due()
@@ -185,7 +191,11 @@ class Committer:
         runtime.failpoint(FP_CUT)
         await self._step("sync", state.journal.wait_synced(cut.op_seq))
         runtime.failpoint(FP_CUT_SYNCED)
-        counts = await self._step("delta", self._delta(cut))
+        try:
+            counts = await self._step("delta", self._delta(cut))
+        except LocalDiskFull as error:
+            await self._give_up_cut(error)
+            return
         runtime.failpoint(FP_DELTA)
         body = await self._step("seal", self._seal_and_upload(cut, counts))
         runtime.failpoint(FP_UPLOADED)
@@ -206,6 +216,13 @@ class Committer:
         self._clean_outbox(cut, body)
         state.note_commit_done()
         await self._extras.after_commit()
+
+    async def _give_up_cut(self, error: LocalDiskFull) -> None:
+        """Nothing of this cut has left the machine: it is simply made again, a little later."""
+        log.warning("the commit is begun again: %s", error)
+        self._state.live.merge_dirty()
+        self._state.request_commit()
+        await trio.sleep(_RETRY_FIRST_S)
 
     async def _cut(self) -> _CutTaken:
         """Step 1: the CUT record, the flip and the snapshot, in one step of the event loop."""
@@ -361,10 +378,7 @@ class Committer:
         """Step 6: committed.db, synced; then nothing needs the journal behind the cut."""
         ctx, state = self._ctx, self._state
         placements = ctx.local.outbox / f"placements-{footer.seq}.db"
-        async with state.applying:
-            head = await ctx.runtime.in_thread(
-                state.committed.apply_commit, cut.delta_db, placements, footer, commit_digest(data)
-            )
+        head = await self._apply_patiently(cut, placements, footer, commit_digest(data))
         state.committed.head = head
         ctx.runtime.failpoint(FP_APPLIED)
         state.live.empty_dirty(cut.flip)
@@ -378,6 +392,21 @@ class Committer:
             del state.cuts[op_seq]
         while not state.live.extents.forget_pieces(cut.watermark, _FORGET_PIECES_STEP):
             await trio.lowlevel.checkpoint()
+
+    async def _apply_patiently(
+        self, cut: _CutTaken, placements: Path, footer: CommitFooter, digest: bytes
+    ) -> Head:
+        """The commit is in the store and must be applied: wait out a full local disk."""
+        state = self._state
+        while True:
+            try:
+                async with state.applying:
+                    return await self._ctx.runtime.in_thread(
+                        state.committed.apply_commit, cut.delta_db, placements, footer, digest
+                    )
+            except LocalDiskFull as error:
+                log.warning("%s", error)
+                await trio.sleep(1.0)
 
     def _cache_inline(self, footer: CommitFooter, data: bytes) -> None:
         if footer.inline_length:

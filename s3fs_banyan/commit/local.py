@@ -176,13 +176,12 @@ def remember_epoch(local: LocalDirectory, chain: int) -> None:
 def load_last_cut(local: LocalDirectory) -> int:
     """Return the operation number of the last cut of ours that is known to be published."""
     try:
-        return int((local.root / "last-cut").read_text(encoding="ascii"))
+        text = (local.root / "last-cut").read_text(encoding="ascii")
     except FileNotFoundError:
         return 0
+    return int(text) if text.isdecimal() else 0
 
 
 def remember_last_cut(local: LocalDirectory, op_seq: int) -> None:
-    """Note a published cut; unsynced, since an older number only keeps more aside."""
-    temporary = local.root / "last-cut.tmp"
-    temporary.write_text(str(op_seq), encoding="ascii")
-    temporary.rename(local.root / "last-cut")
+    """Note a published cut, durable on return: it tells our own history from a clone's."""
+    _write_synced(local.root / "last-cut", str(op_seq).encode("ascii"))

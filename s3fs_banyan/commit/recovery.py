@@ -15,11 +15,17 @@ import logging
 from dataclasses import dataclass, field
 
 from s3fs_banyan.commit.context import Context
-from s3fs_banyan.commit.local import LocalDirectory, load_epochs, load_last_cut
+from s3fs_banyan.commit.local import (
+    LocalDirectory,
+    load_epochs,
+    load_last_cut,
+    remember_epoch,
+    remember_last_cut,
+)
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.errors import Corrupt, ObjectMissing, Refused, StoreError
 from s3fs_banyan.journal.log import Journal
-from s3fs_banyan.journal.replay import FoundSegment, ReplayEnd, replay, segment_files
+from s3fs_banyan.journal.replay import FoundSegment, RawRecord, ReplayEnd, replay, segment_files
 from s3fs_banyan.meta.committed import Committed, open_committed
 from s3fs_banyan.meta.live import LiveState, create_live, open_live, remove_live
 from s3fs_banyan.model import BeginEpoch, Cut
@@ -46,11 +52,17 @@ class Recovered:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _JournalFacts:
     found: list[FoundSegment]
+    unsynced: list[RawRecord]
+    """Records that may never have been synced: they are rewritten, not synced again."""
     used: list[FoundSegment]
     """Segments with records behind committed.db's cut: young bytes may lie in them."""
     cuts: dict[int, int]
     changes: int
     """Operations behind committed.db's cut that change something."""
+    base_found: bool
+    """Whether the journal holds committed.db's cut, or begins right behind it."""
+    op_seq: int
+    """Up to here the journal continues committed.db without a gap."""
 
 
 def recover(ctx: Context, *, takeover: bool, accept_loss: bool) -> Recovered:
@@ -177,7 +189,15 @@ def _journal_facts(ctx: Context, committed: Committed) -> _JournalFacts:
     if not end.base_found:
         # Damage before the cut's record: whatever may hold young bytes is kept.
         used = [segment for segment in found if segment.header is not None]
-    return _JournalFacts(found=found, used=used, cuts=cuts, changes=changes)
+    return _JournalFacts(
+        found=found,
+        unsynced=list(end.unsynced),
+        used=used,
+        cuts=cuts,
+        changes=changes,
+        base_found=end.base_found,
+        op_seq=end.op_seq,
+    )
 
 
 def _fresh(found: list[FoundSegment]) -> list[FoundSegment]:
@@ -185,9 +205,15 @@ def _fresh(found: list[FoundSegment]) -> list[FoundSegment]:
 
 
 def _is_ours(local: LocalDirectory, committed: Committed, facts: _JournalFacts) -> bool:
-    """Tell whether the newest fence is this directory's own, and its journal may go on."""
+    """Tell whether the newest fence is this directory's own, and its journal may go on.
+
+    The fence alone proves nothing: a disk that was cloned within an epoch has it, too. So the
+    newest cut must be in the journal, or be known here as published (then its record rotted).
+    """
     fence = committed.head.fence_chain
-    return fence == 0 or fence in load_epochs(local) or fence in facts.cuts.values()
+    if fence != 0 and fence not in load_epochs(local) and fence not in facts.cuts.values():
+        return False
+    return facts.base_found or committed.head.op_seq == load_last_cut(local)
 
 
 def _give_up_journal(ctx: Context, committed: Committed, facts: _JournalFacts) -> str:
@@ -201,9 +227,11 @@ def _give_up_journal(ctx: Context, committed: Committed, facts: _JournalFacts) -
         ctx.disk.make_directory(directory)
         for segment in facts.found:
             ctx.disk.rename(segment.path, directory / segment.path.name)
-        if ctx.local.live.exists():
-            directory.mkdir(parents=True, exist_ok=True)
-            ctx.local.live.rename(directory / "live.db")
+        directory.mkdir(parents=True, exist_ok=True)
+        for suffix in ("-wal", ""):
+            path = ctx.local.live.with_name(ctx.local.live.name + suffix)
+            if path.exists():
+                path.rename(directory / path.name)
         ctx.disk.sync_directory(directory)
         kept = str(directory)
         log.error(
@@ -215,6 +243,9 @@ def _give_up_journal(ctx: Context, committed: Committed, facts: _JournalFacts) -
             ctx.disk.unlink(segment.path)
     ctx.disk.sync_directory(ctx.local.journal)
     remove_live(ctx.local.live)
+    # The journal that begins now continues this fence and this cut, whoever made them.
+    remember_last_cut(ctx.local, committed.head.op_seq)
+    remember_epoch(ctx.local, committed.head.fence_chain)
     return kept
 
 
@@ -259,9 +290,10 @@ def _open_live(
         floor = live.op_seq
         live.merge_dirty()
         replayed = _replay_into(ctx, live, _fresh(facts.found), end)
-        if not end.base_found and floor != head.op_seq:
+        if not end.base_found and (live.op_seq, live.chain) != (head.op_seq, head.chain):
             live.close(keep=False)
             live = None
+    made = live is None
     if live is None:
         end = ReplayEnd(op_seq=0, chain=0)
         live = create_live(
@@ -273,7 +305,10 @@ def _open_live(
             volume_id=volume_id,
         )
         replayed = _replay_into(ctx, live, _fresh(facts.found), end)
-    _check_end(ctx, live, max(floor, end.synced_mark), accept_loss=accept_loss)
+    whole = live.op_seq <= facts.op_seq
+    mark = max(floor, live.op_seq, end.synced_mark)
+    if min(live.op_seq, facts.op_seq) < mark:
+        _journal_ends_early(ctx, facts, mark, accept_loss=accept_loss, live=live, made=made)
     live.end_transaction()
     journal = Journal(
         disk=ctx.disk,
@@ -283,10 +318,13 @@ def _open_live(
         volume_id=_volume_id(ctx),
         observer=_JournalMetrics(ctx),
     )
-    for segment in facts.used:
+    # If live.db is ahead of a gap in the journal, young bytes may lie in any segment behind it.
+    used = facts.used if whole else [s for s in facts.found if s.header is not None]
+    for segment in used:
         segment.last_op_seq = segment.last_op_seq or live.op_seq
-    journal.adopt(facts.found, facts.used)
-    journal.begin(live.op_seq, live.chain)
+    journal.adopt(facts.found, used)
+    journal.on_moved = live.extents.move_pieces
+    journal.begin(live.op_seq, live.chain, facts.unsynced if whole else ())
     return live, journal, replayed
 
 
@@ -298,18 +336,29 @@ def _replay_into(ctx: Context, live: LiveState, found: list[FoundSegment], end: 
     return count
 
 
-def _check_end(ctx: Context, live: LiveState, mark: int, *, accept_loss: bool) -> None:
-    """Tell a power cut from rot: an end below what was once synced or applied is damage."""
-    if live.op_seq >= mark:
-        return
+def _journal_ends_early(
+    ctx: Context,
+    facts: _JournalFacts,
+    mark: int,
+    *,
+    accept_loss: bool,
+    live: LiveState,
+    made: bool,
+) -> None:
+    """No power cut but rot: the journal ends below what was once synced in it or applied.
+
+    A live.db that was not made just now stays: it may hold what the journal has lost.
+    """
+    end = min(live.op_seq, facts.op_seq)
     why = (
-        f"it ends at operation {live.op_seq}, but operation {mark} was once safely in it: "
+        f"it ends at operation {end}, but operation {mark} was once safely in it: "
         "records in between are damaged. Everything is kept as it is. Mount with --accept-loss to "
         "go on without them, or with an empty --cache-dir to go on from the store"
     )
     if not accept_loss:
         live.close(keep=False)
-        remove_live(ctx.local.live)
+        if made:
+            remove_live(ctx.local.live)
         raise Corrupt("journal", str(ctx.local.journal), why)
     log.error("journal damaged, going on as told: %s", why)
 

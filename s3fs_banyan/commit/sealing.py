@@ -186,7 +186,7 @@ class Sealing:
                     frames = decode_chunk_header(stored, item.source_key)[2]
                 else:
                     stored, frames = encode_chunk(item.chunk, self._young_bytes(item))
-            except (Corrupt, UnsupportedVersion):
+            except (Corrupt, UnsupportedVersion, ObjectMissing):
                 if item.source_key:
                     continue  # it stays where it is: `check` and a read of it will name it
                 self._damaged.append(item.chunk)

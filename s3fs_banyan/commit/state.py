@@ -12,6 +12,7 @@ import trio
 
 from s3fs_banyan.commit.context import Context
 from s3fs_banyan.commit.recovery import Recovered
+from s3fs_banyan.commit.space import LocalSpace
 from s3fs_banyan.data.recent import RecentRecords
 from s3fs_banyan.errors import NoSpace, ReadOnly
 from s3fs_banyan.journal.log import Appended, Journal
@@ -35,6 +36,7 @@ class EngineState:
         self.online = recovered.online
         self.read_only_reason = ""
         self.broken = False
+        self.space = LocalSpace(ctx.disk, ctx.local.root, ctx.runtime)
         self.recent = RecentRecords(ctx.settings.ram_bytes // 2)
         """Where the bytes of WRITEs are noted; the reader's own once there is one."""
         self._change_wanted = trio.Event()
@@ -51,7 +53,7 @@ class EngineState:
         """Bytes of WRITE data since the last cut."""
         self.waiting_writers = 0
         self.oldest_uncommitted_ns = 0
-        self.journal.on_moved = self._records_moved
+        self.journal.on_moved = self.live.extents.move_pieces
 
     # --- changing ------------------------------------------------------------------------
 
@@ -113,7 +115,8 @@ class EngineState:
             while not self._may_append(byte_count, frees=frees):
                 self.check_writable()
                 self.request_commit()
-                if self.journal.disk_full and not self._over_dirty_max():
+                full = self.journal.disk_full or self.space.is_low
+                if full and not self._over_dirty_max():
                     full_since = self.commits_done if full_since < 0 else full_since
                     if not self.online or self.commits_done > full_since + 1:
                         raise NoSpace("the local disk is full, and no commit can free any of it")
@@ -125,16 +128,12 @@ class EngineState:
             self.ctx.metrics.backpressure_wait_seconds.add(spent_ns / 1e9)
 
     def _may_append(self, byte_count: int, *, frees: bool) -> bool:
-        if not frees and self._over_dirty_max():
+        if not frees and (self.space.look() or self._over_dirty_max()):
             return False
         return self.journal.has_room(byte_count, use_reserve=frees)
 
     def _over_dirty_max(self) -> bool:
         return self.journal.backlog_bytes > self.ctx.settings.dirty_bytes_max
-
-    def _records_moved(self, moved: object) -> None:
-        for appended in moved:  # type: ignore[attr-defined]  # a sequence of Appended
-            self.live.extents.move_pieces(appended.op_seq, appended.segment, appended.position)
 
     # --- durability ----------------------------------------------------------------------
 

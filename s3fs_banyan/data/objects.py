@@ -4,11 +4,14 @@ Blocks are kept as stored, so ten thousand small files of one commit are a handf
 A small object is fetched whole at the first miss (a cold start opens 50,000 small files: it
 must not become 50,000 GETs); in a large one the run that is fetched grows while it is read in
 sequence. A store that is slow or away is waited for: it is never an error to the application.
+The blocks used last stay in RAM, verified: small files lie side by side in them, and each would
+otherwise cost a thread, a read and a checksum of the whole block.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
@@ -25,6 +28,7 @@ _RUN_BYTES_FIRST: Final = 1 << 20
 _RUN_BYTES_MAX: Final = 8 << 20
 _RETRY_S: Final = 1.0
 _STREAMS_MAX: Final = 1024
+_RAM_BYTES: Final = 8 << 20
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,7 @@ class ObjectReader:
         self._metrics = metrics
         self._in_flight: dict[tuple[str, int], trio.Event] = {}
         self._streams: dict[str, tuple[int, int]] = {}
+        self._used_last: OrderedDict[tuple[str, int], bytes] = OrderedDict()
 
     async def read(self, key: str, offset: int, length: int, size: int) -> bytes:
         """Return bytes [offset, offset + length) of an object of `size` bytes.
@@ -52,6 +57,9 @@ class ObjectReader:
         first = offset // block_bytes
         last = (offset + length - 1) // block_bytes
         while True:
+            blocks = [self._in_ram(key, index) for index in range(first, last + 1)]
+            if all(blocks):
+                break
             blocks = await self._runtime.in_thread(self._cached, key, first, last)
             missing = [first + i for i, block in enumerate(blocks) if block is None]
             if not missing:
@@ -65,9 +73,23 @@ class ObjectReader:
             for i in missing:
                 blocks[i - first] = fetched.get(i, b"")
             break
-        data = b"".join(block or b"" for block in blocks)
         start = offset - first * block_bytes
+        for i, block in enumerate(blocks):
+            self._keep_in_ram(key, first + i, block or b"")
+        if len(blocks) == 1:
+            return (blocks[0] or b"")[start : start + length]
+        data = b"".join(block or b"" for block in blocks)
         return data[start : start + length]
+
+    def _in_ram(self, key: str, index: int) -> bytes | None:
+        return self._used_last.get((key, index))
+
+    def _keep_in_ram(self, key: str, index: int, block: bytes) -> None:
+        used = self._used_last
+        used[key, index] = block
+        used.move_to_end((key, index))
+        while len(used) * self._cache.block_bytes > _RAM_BYTES:
+            used.popitem(last=False)
 
     def _cached(self, key: str, first: int, last: int) -> list[bytes | None]:
         return [self._cache.get(key, index) for index in range(first, last + 1)]
@@ -139,6 +161,8 @@ class ObjectReader:
 
     async def forget(self, key: str) -> None:
         """Drop what the cache holds of an object: it was damaged, or it is gone."""
+        for known in [known for known in self._used_last if known[0] == key]:
+            del self._used_last[known]
         await self._runtime.in_thread(self._cache.forget, key)
 
 

@@ -195,14 +195,13 @@ class Reader:
                 high.offset + high.stored_length - low.offset,
                 size,
             )
-            decoded = await self._runtime.in_thread(
-                _decode_run,
-                chunk,
-                missing[0],
-                table[missing[0] : missing[-1] + 1],
-                stored,
-                place.key,
-            )
+            frames = table[missing[0] : missing[-1] + 1]
+            if len(frames) == 1:  # quicker than the way to a thread
+                decoded = _decode_run(chunk, missing[0], frames, stored, place.key)
+            else:
+                decoded = await self._runtime.in_thread(
+                    _decode_run, chunk, missing[0], frames, stored, place.key
+                )
             for index, raw in decoded.items():
                 self.frames.put(ChunkId(chunk), index, raw)
                 found[index - first] = raw

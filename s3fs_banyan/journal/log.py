@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -32,7 +32,7 @@ from s3fs_banyan.format.record import (
     peek_record,
 )
 from s3fs_banyan.journal.disk import Disk, DiskFile
-from s3fs_banyan.journal.replay import FoundSegment
+from s3fs_banyan.journal.replay import FoundSegment, RawRecord
 from s3fs_banyan.model import Operation
 from s3fs_banyan.runtime import Runtime
 
@@ -166,18 +166,28 @@ class Journal:
                 file.close()
                 self._disk.unlink(segment.path)
 
-    def begin(self, op_seq: int, chain: int) -> None:
-        """Continue after operation `op_seq` in a fresh segment; blocks to sync what was replayed.
+    def begin(self, op_seq: int, chain: int, unsynced: Iterable[RawRecord] = ()) -> None:
+        """Continue after operation `op_seq` in a fresh segment; blocks.
 
-        The bytes of replayed segments may never have been synced by the life that wrote them,
-        and no copy of them is in RAM. Raises `OSError` if they cannot be.
+        `unsynced` are the replayed records that the life which wrote them may never have
+        synced. A sync of theirs may have failed then, after which the kernel calls the pages
+        clean, so they are rewritten and synced here instead of being synced again (replay skips
+        the doubles). Raises `OSError` if that cannot be.
         """
-        _datasync_all([segment.file for segment in self._dirty])
-        self._dirty = []
+        adopted, self._dirty = self._dirty, []
         self.last_seq, self.chain, self.synced_seq = op_seq, chain, op_seq
-        if not self._spares:
+        self._unsynced.extend(_Unsynced(r.op_seq, r.chain_before, r.data, b"") for r in unsynced)
+        self._unsynced_bytes = sum(len(record.head) for record in self._unsynced)
+        if self._unsynced:
+            self.synced_seq = self._unsynced[0].op_seq - 1
+        else:
+            _datasync_all([segment.file for segment in adopted])
+        while len(self._spares) < self._segments_for_unsynced():
             self._spares.append(self._make_segment())
-        self._roll(op_seq + 1, chain)
+        self._copy_unsynced()
+        if self._unsynced:
+            _datasync_all([segment.file for segment in self._dirty])
+            self._note_synced(op_seq)
 
     # --- append --------------------------------------------------------------------------
 

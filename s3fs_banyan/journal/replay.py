@@ -9,9 +9,11 @@ is damage (architecture, section 5, rule 5).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from s3fs_banyan.format.record import (
     RECORD_HEADER_BYTES,
@@ -41,6 +43,14 @@ class FoundSegment:
     end: int = SEGMENT_HEADER_BYTES
 
 
+class RawRecord(NamedTuple):
+    """A record as it stands in its segment."""
+
+    op_seq: int
+    chain_before: int
+    data: bytes
+
+
 @dataclass(slots=True, kw_only=True)
 class ReplayEnd:
     """Where a replay ended; complete only after its iterator is exhausted."""
@@ -50,6 +60,8 @@ class ReplayEnd:
     base_found: bool = False
     synced_mark: int = 0
     """The highest operation known, from anything read, to have been synced."""
+    unsynced: deque[RawRecord] = field(default_factory=deque)
+    """Records above the mark: perhaps never synced, and a sync that failed says nothing now."""
     used: list[FoundSegment] = field(default_factory=list)
     """Segments with at least one record that belongs to the chain."""
 
@@ -87,6 +99,8 @@ def replay(
     history = {base_op_seq: base_chain}
     end.op_seq, end.chain = base_op_seq, base_chain
     start = _start_index(found, base_op_seq)
+    while start > 0 and _reaches_behind(disk, found[start - 1], base_op_seq):
+        start -= 1  # the first copies of records that were rewritten: pieces may lie in both
     for index, segment in enumerate(found):
         if segment.header is None:
             continue
@@ -97,6 +111,8 @@ def replay(
         if index < start:
             continue
         yield from _walk(_read_whole(disk, segment), segment, end, history)
+        while end.unsynced and end.unsynced[0].op_seq <= end.synced_mark:
+            end.unsynced.popleft()
 
 
 def _start_index(found: list[FoundSegment], base_op_seq: int) -> int:
@@ -106,6 +122,13 @@ def _start_index(found: list[FoundSegment], base_op_seq: int) -> int:
         if segment.header is not None and segment.header.first_op_seq <= base_op_seq + 1:
             start = index
     return start
+
+
+def _reaches_behind(disk: Disk, segment: FoundSegment, base_op_seq: int) -> bool:
+    """Tell whether a segment has records behind the base."""
+    if segment.header is None:
+        return False
+    return any(head.op_seq > base_op_seq for _, head in _heads(_read_whole(disk, segment)))
 
 
 def _read_whole(disk: Disk, segment: FoundSegment) -> bytes:
@@ -155,6 +178,10 @@ def _walk(
         _note(segment, position, head)
         if not end.used or end.used[-1] is not segment:
             end.used.append(segment)
+        raw = RawRecord(record.op_seq, end.chain, buffer[position : record.end])
+        end.unsynced.append(raw)
+        while end.unsynced and end.unsynced[0].op_seq <= end.synced_mark:
+            end.unsynced.popleft()
         history[record.op_seq] = record.checksum
         end.op_seq, end.chain = record.op_seq, record.checksum
         yield header.number, position, record

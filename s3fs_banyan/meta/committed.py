@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from s3fs_banyan.errors import Corrupt
+from s3fs_banyan.errors import Corrupt, LocalDiskFull
 from s3fs_banyan.format.commit import NO_DIGEST, CommitFooter
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.meta.database import (
     attach,
     check_foreign,
+    disk_full_named,
     make_genesis,
     open_database,
     open_scratch,
@@ -203,6 +204,8 @@ class Committed:
                 raise
         except (apsw.ConstraintError, apsw.MismatchError) as error:
             raise Corrupt("commit", str(footer.seq), f"its rows do not fit: {error}") from error
+        except apsw.FullError as error:
+            raise LocalDiskFull(f"commit {footer.seq} cannot be applied yet: {error}") from error
         finally:
             for schema, path in (("delta", delta), ("placed", placements)):
                 if path is not None:
@@ -299,9 +302,9 @@ class Committed:
         )
         target = open_scratch(path)
         try:
-            with target.backup("main", source, "main") as backup:
-                while not backup.done:
-                    backup.step(1024)
+            with disk_full_named("a checkpoint's copy"), target.backup("main", source, "main") as b:
+                while not b.done:
+                    b.step(1024)
             # A checkpoint is one file: a WAL header would ask for a second one.
             target.execute("PRAGMA journal_mode = DELETE").fetchall()
         finally:

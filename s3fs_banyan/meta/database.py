@@ -6,13 +6,14 @@ is drained. `run_script` drains.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import apsw
 
-from s3fs_banyan.errors import Corrupt
+from s3fs_banyan.errors import Corrupt, LocalDiskFull
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.meta.tables import COUNTERS, schema_sql
 from s3fs_banyan.model import ROOT_INO, Epoch, first_chunk_of
@@ -72,6 +73,15 @@ def runner(connection: apsw.Connection) -> Callable[..., Any]:
     The types of a row are those of its statement, which no type checker can know.
     """
     return connection.cursor().execute
+
+
+@contextmanager
+def disk_full_named(what: str) -> Iterator[None]:
+    """Turn SQLite's "database or disk is full" into `LocalDiskFull`."""
+    try:
+        yield
+    except apsw.FullError as error:
+        raise LocalDiskFull(f"{what}: the local disk is full") from error
 
 
 def run_script(connection: apsw.Connection, sql: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from s3fs_banyan.meta.committed import CommittedView
-from s3fs_banyan.meta.database import open_scratch, run_script, runner
+from s3fs_banyan.meta.database import disk_full_named, open_scratch, run_script, runner
 from s3fs_banyan.meta.live import Snapshot
 from s3fs_banyan.meta.tables import STATE_COLUMNS, STATE_KEYS, delta_sql
 
@@ -27,33 +27,41 @@ class DeltaCounts(NamedTuple):
 
 
 def write_delta(snapshot: Snapshot, flip: int) -> DeltaCounts:
-    """Fill the attached `delta` and `seal` databases from a frozen snapshot, then let it go."""
-    connection = snapshot.connection
+    """Fill the attached `delta` and `seal` databases from a frozen snapshot, then let it go.
+
+    Raises `LocalDiskFull`; the snapshot is gone then, too, and the cut is to be made again.
+    """
     try:
-        run_script(connection, delta_sql("delta"))
-        rows = dead = 0
-        for table, columns in STATE_COLUMNS.items():
-            keys = STATE_KEYS[table]
-            joined = " AND ".join(f"t.{key} = k.{key}" for key in keys)
-            names = ", ".join(f"t.{column}" for column in columns)
-            connection.execute(
-                f"INSERT INTO delta.{table} SELECT {names} FROM main.dirty_{table} k"
-                f" JOIN main.{table} t ON {joined} WHERE k.flip = ?",
-                (flip,),
-            ).fetchall()
-            rows += connection.changes()
-            dead_names = ", ".join(f"k.{key}" for key in keys)
-            connection.execute(
-                f"INSERT INTO delta.dead_{table} SELECT {dead_names} FROM main.dirty_{table} k"
-                f" WHERE k.flip = ? AND NOT EXISTS (SELECT 1 FROM main.{table} t WHERE {joined})"
-                f" AND EXISTS (SELECT 1 FROM committed.{table} t WHERE {joined})",
-                (flip,),
-            ).fetchall()
-            dead += connection.changes()
-        chunks, chunk_bytes = _write_seal_list(snapshot, flip)
-        connection.execute("COMMIT").fetchall()
+        with disk_full_named("the delta of a commit"):
+            return _fill(snapshot, flip)
     finally:
         snapshot.close()
+
+
+def _fill(snapshot: Snapshot, flip: int) -> DeltaCounts:
+    connection = snapshot.connection
+    run_script(connection, delta_sql("delta"))
+    rows = dead = 0
+    for table, columns in STATE_COLUMNS.items():
+        keys = STATE_KEYS[table]
+        joined = " AND ".join(f"t.{key} = k.{key}" for key in keys)
+        names = ", ".join(f"t.{column}" for column in columns)
+        connection.execute(
+            f"INSERT INTO delta.{table} SELECT {names} FROM main.dirty_{table} k"
+            f" JOIN main.{table} t ON {joined} WHERE k.flip = ?",
+            (flip,),
+        ).fetchall()
+        rows += connection.changes()
+        dead_names = ", ".join(f"k.{key}" for key in keys)
+        connection.execute(
+            f"INSERT INTO delta.dead_{table} SELECT {dead_names} FROM main.dirty_{table} k"
+            f" WHERE k.flip = ? AND NOT EXISTS (SELECT 1 FROM main.{table} t WHERE {joined})"
+            f" AND EXISTS (SELECT 1 FROM committed.{table} t WHERE {joined})",
+            (flip,),
+        ).fetchall()
+        dead += connection.changes()
+    chunks, chunk_bytes = _write_seal_list(snapshot, flip)
+    connection.execute("COMMIT").fetchall()
     return DeltaCounts(rows, dead, chunks, chunk_bytes)
 
 

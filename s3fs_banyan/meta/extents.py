@@ -16,6 +16,7 @@ its extents or the transaction ends: growing it then costs one row (the piece) a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import apsw
@@ -288,12 +289,22 @@ class Extents:
                     piece.op_seq,
                 )
 
-    def move_pieces(self, op_seq: int, segment: int, position: int) -> None:
-        """A record was rewritten elsewhere: let its pieces point there. Scans; rare."""
+    def move_pieces(self, moved: Sequence[tuple[int, int, int]]) -> None:
+        """Records (operation, segment, position) were rewritten: let their pieces point there.
+
+        One scan of all pieces; rare.
+        """
         self._run(
-            "UPDATE piece SET segment = ?, position = ? WHERE op_seq = ?",
-            (segment, position, op_seq),
+            "CREATE TEMP TABLE IF NOT EXISTS moved"
+            " (op_seq INTEGER PRIMARY KEY, segment INTEGER, position INTEGER)"
         ).fetchall()
+        for row in moved:
+            self._run("INSERT INTO temp.moved VALUES (?, ?, ?)", row).fetchall()
+        self._run(
+            "UPDATE piece SET segment = m.segment, position = m.position"
+            " FROM temp.moved m WHERE m.op_seq = piece.op_seq"
+        ).fetchall()
+        self._run("DELETE FROM temp.moved").fetchall()
 
     def forget_pieces(self, watermark: int, limit: int) -> bool:
         """Drop up to `limit` pieces of chunks below `watermark`; true when none is left."""

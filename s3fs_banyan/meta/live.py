@@ -58,6 +58,8 @@ class LiveState:
 
     def apply(self, op: Operation, op_seq: int, chain: int, segment: int, position: int) -> None:
         """Apply one journaled operation. An exception is a broken invariant: end the daemon."""
+        if not self._connection.in_transaction:
+            raise AssertionError("SQLite has given up the transaction of live.db")
         self._fold.apply(op, op_seq, segment, position)
         self.op_seq, self.chain = op_seq, chain
         self._since_begin += 1
@@ -164,13 +166,20 @@ class LiveState:
         return wal.stat().st_size if wal.exists() else 0
 
     def close(self, *, keep: bool) -> None:
-        """Close; with `keep` what was applied is kept, else the open transaction is lost."""
-        if keep:
+        """Close; with `keep` what was applied is kept, else the open transaction is lost.
+
+        After some errors (a full disk) SQLite has rolled the transaction back by itself, and
+        what was written since stands without its position: then live.db is thrown away.
+        """
+        lost = not self._connection.in_transaction
+        if keep and not lost:
             self.extents.flush()
             self.tree.flush()
             self._write_position()
             self._run("COMMIT").fetchall()
         self._connection.close()
+        if lost:
+            remove_live(self._path)
 
 
 class Snapshot:

@@ -35,6 +35,7 @@ from s3fs_banyan.errors import (
     NotEmpty,
     NotFound,
     NotPermitted,
+    NotSupported,
     ReadOnly,
     StaleHandle,
     StoreError,
@@ -73,6 +74,7 @@ XATTR_REPLACE: Final = 2
 BLOCK_BYTES: Final = 4096
 _WRITE_BYTES_MAX: Final = 1 << 20
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
+_ACL: Final = b"system.posix_acl_"
 
 
 class Caller(NamedTuple):
@@ -442,6 +444,8 @@ class FileSystem:
     ) -> None:
         """Set an extended attribute; XATTR_CREATE and XATTR_REPLACE are honoured."""
         state = self._writable()
+        if name.startswith(_ACL):
+            raise NotSupported("access control lists would be kept, but nobody would obey them")
         await self._wait(len(value))
         self.getattr(ino)
         if not 0 < len(name) <= NAME_BYTES_MAX:

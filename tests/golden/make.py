@@ -30,11 +30,11 @@ DIRECTORY: Final = Path(__file__).parent
 MANIFEST: Final = DIRECTORY / "sha256sums"
 
 
-def segment() -> bytes:
-    """Return a journal segment: header and one record of every kind."""
+def segment(ops: tuple[Operation, ...]) -> bytes:
+    """Return a journal segment: header and one record for each operation."""
     parts = [encode_segment_header(samples.SEGMENT)]
     chain = samples.CHAIN
-    for number, op in enumerate(samples.OPERATIONS):
+    for number, op in enumerate(ops):
         op_seq = samples.FIRST_OP_SEQ + number
         head, data, chain = encode_record(op, op_seq, 100 + number, op_seq - 1, chain)
         parts += [head, bytes(data)]
@@ -88,7 +88,8 @@ def _commit(sections: bytes, footer: CommitFooter) -> bytes:
 
 
 MAKERS: Final[dict[str, Callable[[], bytes]]] = {
-    "v1-segment.bin": segment,
+    "v1-segment.bin": lambda: segment(samples.OPERATIONS),
+    "v1-segment-rewrite.bin": lambda: segment(samples.REWRITES),
     "v1-chunk-plain.bin": lambda: encode_chunk(samples.CHUNK_ID, samples.CHUNK_PLAIN)[0],
     "v1-chunk-snappy.bin": lambda: encode_chunk(samples.CHUNK_ID, samples.CHUNK_COMPRESSIBLE)[0],
     "v1-blob-plain.bin": lambda: encode_blob(samples.BLOB_PLAIN),

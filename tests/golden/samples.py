@@ -19,6 +19,7 @@ from s3fs_banyan.model import (
     Reap,
     RemoveXattr,
     Rename,
+    Rewrite,
     Rmdir,
     SetAttributes,
     SetXattr,
@@ -59,6 +60,12 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     Cut(T + 15),
     Reap(2, 1000),
 )
+REWRITES: Final[tuple[Operation, ...]] = (
+    Write(2, 0, False, T, METADATA),
+    Rewrite(2, 0, METADATA[:5]),
+    Rewrite(2, 1 << 40, noise(70)),
+)
+"""Records that came after the others had been laid down: a file of their own."""
 FIRST_OP_SEQ: Final = 41
 SEGMENT: Final = SegmentHeader(
     number=7, first_op_seq=FIRST_OP_SEQ, chain=CHAIN, synced_seq=40, volume_id=VOLUME_ID

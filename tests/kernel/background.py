@@ -41,8 +41,13 @@ class Background:
         place = self.place(name)
         done = self.try_mount(place, *options, cache=cache)
         assert done.returncode == 0, done.stderr
-        self._pids.append(self.status(place)["writer"]["pid"])
+        self.adopt(place)
         return place
+
+    def adopt(self, place: Path) -> None:
+        """Remember a mount that was made by other means, to be gone after the test."""
+        self._places.append(place)
+        self._pids.append(self.status(place)["writer"]["pid"])
 
     def try_mount(
         self, place: Path, *options: str, cache: str = "cache"

@@ -54,6 +54,8 @@ class Volume:
     """Where configuration files and logs go."""
     settings: Settings = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    small: bool = True
+    """Whether `SMALL` is what the settings are laid over, or the program's own defaults."""
 
     def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run a command of the program that is no mount."""
@@ -66,7 +68,9 @@ class Volume:
             check=False,
         )
         if check and done.returncode:
-            raise MountError(f"{arguments} ended with {done.returncode}: {done.stdout}{done.stderr}")
+            raise MountError(
+                f"{arguments} ended with {done.returncode}: {done.stdout}{done.stderr}"
+            )
         return done
 
     def mkfs(self) -> Self:
@@ -81,7 +85,7 @@ class Volume:
     def write_config(self, name: str, settings: Settings | None = None) -> Path:
         """Write a configuration file and return its path."""
         merged: Settings = {}
-        for layer in (SMALL, self.settings, settings or {}):
+        for layer in (SMALL if self.small else {}, self.settings, settings or {}):
             for section, values in layer.items():
                 merged.setdefault(section, {}).update(values)
         path = self.directory / f"{name}.yaml"
@@ -108,6 +112,7 @@ def s3_volume(
     settings: Settings | None = None,
     *,
     endpoint_url: str = "",
+    small: bool = True,
 ) -> Volume:
     """Make a volume of its own in a server's bucket, reached directly or through a proxy.
 
@@ -127,18 +132,18 @@ def s3_volume(
             "access_key": "${AWS_ACCESS_KEY_ID}",
             "secret_key": "${AWS_SECRET_ACCESS_KEY}",
         },
-        "connect_timeout": "1s",
-        "read_timeout": "3s",
-        "retry_deadline": "3s",
     }
+    if small:
+        remote |= {"connect_timeout": "1s", "read_timeout": "3s", "retry_deadline": "3s"}
     return Volume(
         url=f"s3://{bucket}/{prefix}",
         directory=directory,
-        settings={"storage": {"remote": remote}} | (settings or {}),
+        settings={"storage": {"remote": remote}, **(settings or {})},
         environment={
             "AWS_ACCESS_KEY_ID": server.access_key,
             "AWS_SECRET_ACCESS_KEY": server.secret_key,
         },
+        small=small,
     ).mkfs()
 
 
@@ -285,6 +290,12 @@ class Mount:
         """Return what `status` tells."""
         return self.ask("status")
 
+    def number(self, section: str, name: str) -> float:
+        """Return one number of a section of `status`."""
+        values = self.status()[section]
+        assert isinstance(values, dict)
+        return float(values[name])
+
     def wait_until(self, happened: Callable[[], bool], within_s: float, what: str) -> None:
         """Poll until something happened; raises `MountError` when time is up."""
         deadline = time.monotonic() + within_s
@@ -299,7 +310,9 @@ class Mount:
 
     def error(self, text: str) -> MountError:
         """Return an error with the tail of the daemon's log."""
-        return MountError(f"{self.name}: {text}\n--- its log:\n{self.log_text()[-_LOG_SHOWN_BYTES:]}")
+        return MountError(
+            f"{self.name}: {text}\n--- its log:\n{self.log_text()[-_LOG_SHOWN_BYTES:]}"
+        )
 
     def wipe_cache(self) -> None:
         """Remove the whole local directory: the machine is lost."""

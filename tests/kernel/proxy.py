@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self, cast
 from urllib.parse import urlsplit
@@ -110,7 +111,11 @@ class _Line:
             nursery.start_soon(self._copy, server, client, False, nursery)
 
     async def _copy(
-        self, source: trio.SocketStream, target: trio.SocketStream, note: bool, nursery: trio.Nursery
+        self,
+        source: trio.SocketStream,
+        target: trio.SocketStream,
+        note: bool,
+        nursery: trio.Nursery,
     ) -> None:
         with _quiet():
             while data := await source.receive_some(_RECEIVE_BYTES):
@@ -132,17 +137,14 @@ async def _main(upstream: str) -> None:
     parts = urlsplit(upstream)
     line = _Line(host=parts.hostname or "", port=parts.port or 80)
     async with trio.open_nursery() as nursery:
-        listeners = await nursery.start(
-            lambda task_status: trio.serve_tcp(
-                line.serve, 0, host="127.0.0.1", task_status=task_status
-            )
-        )
+        serve = partial(trio.serve_tcp, line.serve, 0, host="127.0.0.1")
+        listeners = await nursery.start(serve)
         print(listeners[0].socket.getsockname()[1], flush=True)  # noqa: T201  # the protocol
         while command := (await trio.to_thread.run_sync(sys.stdin.readline)).strip():
             if command == "requests":
                 answer = json.dumps(line.requests)
             else:
-                line.become(cast(Mode, command))
+                line.become(cast("Mode", command))
                 answer = command
             print(answer, flush=True)  # noqa: T201  # the protocol
         nursery.cancel_scope.cancel()

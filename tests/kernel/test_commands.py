@@ -319,3 +319,79 @@ def test_a_local_copy_is_bit_exact(command: Background, tmp_path: Path) -> None:
     assert command.run("cp", command.volume.url, "d/big", str(tmp_path)).returncode == 0
     assert filecmp.cmp(place / "d" / "big", tmp_path / "big", shallow=False)
     assert command.run("umount", str(place)).returncode == 0
+
+
+def test_a_daemon_that_ends_leaves_the_next_ones_socket_alone(command: Background) -> None:
+    """Both have the same mount point; without its socket the second cannot even be unmounted."""
+    place = command.mount()
+    first = command.status(place)["writer"]["pid"]
+    with (place / "held").open("wb") as file:
+        file.write(b"1")
+        running = subprocess.Popen([*PROGRAM, "umount", "--lazy", str(place)])
+        _wait_until(lambda: mount_source(place) is None)
+        command.mount("mnt", "--read-only", cache="reader-cache")
+        assert command.status(place)["writer"]["pid"] != first
+    assert running.wait(WITHIN_S) == 0
+    assert command.status(place)["role"] == "follower"
+    assert command.run("umount", str(place)).returncode == 0
+
+
+def test_a_mount_on_s3_tells_its_secret_to_nobody(
+    make_s3_volume: Callable[..., Volume], tmp_path: Path
+) -> None:
+    """Not in status, log or process title, and errors are known by their exit code alone."""
+    command = Background(make_s3_volume())
+    try:
+        place = command.mount()
+        _fill(place)
+        before = _describe(place)
+        secret = command.volume.environment["AWS_SECRET_ACCESS_KEY"]
+        pid = command.status(place)["writer"]["pid"]
+        told = command.run("status", str(place)).stdout + json.dumps(command.status(place))
+        told += Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+        assert command.run("umount", str(place)).returncode == 0
+        told += (command.volume.directory / "cache" / "log").read_text(encoding="utf-8")
+        assert "mounted" in told
+        assert secret not in told
+        config = ["--config", str(command.config)]
+        target = tmp_path / "copied"
+        assert command.run(
+            "cp", "-r", "/", str(target), *config, command.volume.url
+        ).returncode == (ExitCode.USAGE)
+        copied = command.run("cp", "-r", command.volume.url, "/", str(target), *config)
+        assert copied.returncode == 0, copied.stderr
+        assert _describe(target) == before
+        command.volume.check()
+    finally:
+        command.close()
+
+
+def test_while_the_store_is_away_a_mount_goes_on_from_its_local_directory(
+    make_s3_volume: Callable[..., Volume], tmp_path: Path
+) -> None:
+    """A daemon that dies during an outage must not take the database down with it."""
+    local = tmp_path / "local"
+    command = Background(make_s3_volume({"cache": {"directory": str(local)}}))
+    try:
+        place = command.place("mnt")
+        words = ["mount", command.volume.url, str(place), "--config", str(command.config)]
+        assert command.run(*words).returncode == 0
+        command.adopt(place)
+        (place / "file").write_bytes(b"answered")
+        os.kill(command.status(place)["writer"]["pid"], signal.SIGKILL)
+        away = command.run(*words, "--endpoint-url", "http://127.0.0.1:1")
+        assert away.returncode == 0, away.stderr
+        command.adopt(place)
+        assert (place / "file").read_bytes() == b"answered"
+        (place / "more").write_bytes(b"during the outage")
+        status = command.run("status", str(place)).stdout
+        assert status.startswith("OFFLINE")
+        os.kill(command.status(place)["writer"]["pid"], signal.SIGKILL)
+        assert command.run(*words).returncode == 0
+        command.adopt(place)
+        assert command.run("umount", str(place)).returncode == 0
+        config = ["--config", str(command.config)]
+        names = command.run("ls", command.volume.url, *config).stdout.split()
+        assert names == ["file", "more"]
+    finally:
+        command.close()

@@ -69,7 +69,7 @@ def test_threads_that_sync_at_once_share_commits(
     mount.kill()
     mount.wipe_cache()
     mount.start("--takeover")
-    assert len(os.listdir(mount.path)) == THREADS * ROUNDS
+    assert len(list(mount.path.iterdir())) == THREADS * ROUNDS
     mount.umount()
 
 

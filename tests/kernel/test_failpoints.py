@@ -62,5 +62,7 @@ def die_at(name: str, mount: Mount, answers: Answers) -> None:
 
 def test_the_failpoints_are_the_steps_of_the_durable_order() -> None:
     """A step without a failpoint would never be tested by a death."""
-    assert {"cut", "cut-synced", "delta-written", "sealed", "uploaded", "published"} <= set(FAILPOINTS)
+    assert {"cut", "cut-synced", "delta-written", "sealed", "uploaded", "published"} <= set(
+        FAILPOINTS
+    )
     assert {"applied", "recycled"} | _AT_MOUNT <= set(FAILPOINTS)

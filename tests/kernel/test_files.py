@@ -153,7 +153,8 @@ def test_direct_io_is_taken_or_refused_cleanly(tree: Path) -> None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_DIRECT)
     except OSError as error:
-        assert error.errno == errno.EINVAL
+        if error.errno != errno.EINVAL:
+            raise
         return
     try:
         with mmap.mmap(-1, len(content)) as buffer:

@@ -104,15 +104,9 @@ def test_unlinked_open_files_leave_no_trace_after_a_death(
         mount.sync()
         mount.kill()
     mount.start()
-    mount.wait_until(lambda: _used_bytes(mount) == 0, 10, "the orphan was not reaped")
+    mount.wait_until(lambda: mount.number("usage", "used") == 0, 10, "the orphan was not reaped")
     mount.umount()
     volume.check()
-
-
-def _used_bytes(mount: Mount) -> int:
-    usage = mount.status()["usage"]
-    assert isinstance(usage, dict)
-    return int(usage["used"])
 
 
 def _some_files(mount: Mount) -> Answers:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.conftest import MakeMount, MakeVolume
-from tests.kernel.mounts import Mount
 
 
 def test_a_writer_that_slept_publishes_nothing_more(
@@ -24,7 +23,7 @@ def test_a_writer_that_slept_publishes_nothing_more(
     os.write(descriptor, b"never published")
     first.stop()
     second = make_mount(volume, "second").start("--takeover")
-    assert sorted(os.listdir(second.path)) in (["common"], ["common", "sleeper"])
+    assert {path.name for path in second.path.iterdir()} - {"sleeper"} == {"common"}
     (second.path / "new").write_bytes(b"of the second")
     second.sync()
     first.cont()
@@ -37,11 +36,11 @@ def test_a_writer_that_slept_publishes_nothing_more(
     os.close(descriptor)
     assert str(first.cache_dir) in str(first.status()["read_only"])
     assert (first.path / "common").read_bytes() == b"of both"
-    seq = _seq(second)
+    seq = second.number("commit", "seq")
     first.umount()
     (second.path / "new").write_bytes(b"goes on")
     second.sync()
-    assert _seq(second) == seq + 1
+    assert second.number("commit", "seq") == seq + 1
     second.umount()
     volume.check()
 
@@ -59,7 +58,7 @@ def test_the_unpublished_changes_of_a_fenced_writer_are_set_aside(
     second.umount()
     first.kill()
     first.start()
-    assert os.listdir(first.path) == ["new"]
+    assert [path.name for path in first.path.iterdir()] == ["new"]
     aside = Path(str(first.status()["set_aside"]))
     assert aside.is_relative_to(first.cache_dir / "aside")
     assert any(b"not yet in the store" in path.read_bytes() for path in aside.iterdir())
@@ -95,9 +94,3 @@ def test_a_dead_writer_is_followed_at_once_by_its_own_directory(
     mount.start()
     assert (mount.path / "file").read_bytes() == b"one"
     mount.umount()
-
-
-def _seq(mount: Mount) -> int:
-    commit = mount.status()["commit"]
-    assert isinstance(commit, dict)
-    return int(commit["seq"])

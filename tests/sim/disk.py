@@ -152,6 +152,12 @@ class SimDisk:
         for _, inode in sorted(self.names_now.items(), key=lambda item: item[0]):
             inode.power_cut(rng)
 
+    def retry_dropped(self) -> None:
+        """Let what a failed sync dropped be dirty again."""
+        for inode in self.names_now.values():
+            inode.dirty |= inode.dropped
+            inode.dropped.clear()
+
     def clone(self, root: Path) -> SimDisk:
         """Return a copy of the disk as it is, for another machine."""
         other = SimDisk(root, on_event=self.on_event)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from random import Random
 
 import trio
 
-from tests.sim.runtime import now_s
+from tests.sim.runtime import Life, now_s
 from tests.sim.store import StoreFaults
 from tests.sim.world import Dials, Machine, MountFailed, Plan, World, run_world
 
@@ -51,15 +50,14 @@ def random_dials(rng: Random) -> Dials:
     )
 
 
-async def mount(world: World, machine: Machine, plan: Plan) -> None:
+async def mount(world: World, machine: Machine, plan: Plan) -> Life:
     """Run a life; one that could not be mounted for want of the store is tried again.
 
     After some tries the store is made to answer, and then it must come to something.
     """
     for number in range(_MOUNT_TRIES + 2):
         try:
-            await world.live(machine, plan)
-            return
+            return await world.live(machine, plan)
         except MountFailed:
             if number > _MOUNT_TRIES:
                 raise
@@ -95,9 +93,13 @@ def _afterwards(world: World, machine: Machine, end: str) -> Machine:
         world.lose(machine)
         return world.new_machine()
     elif end == "clone":
-        other = world.clone_machine(machine)
-        return other
+        return world.clone_machine(machine)
     return machine
+
+
+def rerun_line(seed: int) -> str:
+    """Return the command that runs a seed again."""
+    return f"run again: scripts/sim-campaign --seed {seed}"
 
 
 async def _overlap(world: World, first: Machine, plan: Plan, rng: Random) -> Machine:
@@ -127,4 +129,4 @@ async def finish(world: World, machine: Machine) -> None:
 def run_seed(seed: int, scratch: Path) -> World:
     """Run the random world of a seed."""
     dials = random_dials(Random(f"{seed}/dials"))
-    return run_world(seed, dials, scratch, partial(drive_random))
+    return run_world(seed, dials, scratch, drive_random)

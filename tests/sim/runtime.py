@@ -39,6 +39,7 @@ class Life:
     crash_at: str = ""
     """Failpoint at which it dies, "" for none."""
     crash_passes: int = 1
+    died_at: str = ""
 
     def die(self) -> None:
         """End this life; raises `SimCrash`."""
@@ -131,4 +132,5 @@ class SimRuntime:
         if name == life.crash_at:
             life.crash_passes -= 1
             if life.crash_passes == 0:
+                life.died_at = name
                 life.die()

@@ -10,11 +10,12 @@ from __future__ import annotations
 import gc
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
 import trio
 import trio.testing
@@ -65,6 +66,8 @@ class Dials:
     remote: bool = False
     crash_chance: float = 0.0
     sync_fails: float = 0.0
+    sync_failures_stay: bool = True
+    """Pages dropped by a failed sync stay lost after a restart (else the kernel tries again)."""
     check_chance: float = 0.05
     faults: StoreFaults = field(default_factory=StoreFaults)
 
@@ -115,7 +118,11 @@ class MountFailed(Exception):
 class World:
     """Everything that outlives a daemon. One `trio.run`, one seed."""
 
+    newest: ClassVar[World | None] = None
+    """The world made last, for showing its events after a failure."""
+
     def __init__(self, seed: int | str, dials: Dials, scratch: Path) -> None:
+        World.newest = self
         self.seed = seed
         self.dials = dials
         self._scratch = scratch
@@ -238,13 +245,15 @@ class World:
 
     # --- lives ---------------------------------------------------------------------------
 
-    async def live(self, machine: Machine, plan: Plan) -> None:
-        """Run one life. Raises `MountFailed` if it was not mounted, `AssertionError`s."""
+    async def live(self, machine: Machine, plan: Plan) -> Life:
+        """Run one life and return what became of it. Raises `MountFailed` if it was not mounted, `AssertionError`s."""
         self._lives += 1
         life = Life(f"life{self._lives}@{machine.name}")
         life.crash_at, life.crash_passes = plan.crash_at, plan.crash_passes
         self.note(f"{life.name} begins, to end by {plan.end} {plan.crash_at}")
         self.living += 1
+        if not self.dials.sync_failures_stay:
+            machine.disk.retry_dropped()
         failure: list[BaseException] = []
         try:
             mounted = Mounted(self, machine, life, plan)
@@ -265,6 +274,7 @@ class World:
         if why:
             self.note(f"{life.name} was not mounted")
             raise MountFailed(why)
+        return life
 
 
 def _spoil(path: Path, rng: Random) -> None:
@@ -515,7 +525,7 @@ class Mounted:
 
 
 def run_world(seed: int | str, dials: Dials, scratch: Path,
-              drive: Callable[[World], object]) -> World:  # fmt: skip
+              drive: Callable[[World], Awaitable[None]]) -> World:  # fmt: skip
     """Run a driver in a fresh world with virtual time and a seeded scheduler."""
     world = World(seed, dials, scratch)
     scheduler = trio._core._run

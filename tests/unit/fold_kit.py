@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import apsw
 
 from s3fs_banyan.format.commit import CommitFooter
 from s3fs_banyan.meta.committed import Committed, PlacementRow, create_committed, write_placements
+from s3fs_banyan.meta.database import runner
 from s3fs_banyan.meta.delta import write_delta
 from s3fs_banyan.meta.live import LiveState, create_live
 from s3fs_banyan.meta.tables import STATE_COLUMNS, STATE_KEYS
@@ -27,6 +28,7 @@ from s3fs_banyan.model import (
     Reap,
     RemoveXattr,
     Rename,
+    Rewrite,
     Rmdir,
     SetAttributes,
     SetXattr,
@@ -35,6 +37,7 @@ from s3fs_banyan.model import (
 )
 from tests.unit.engine_kit import VOLUME
 
+Row = tuple[Any, ...]
 Step = tuple[int, int, int, int]
 """(which operation, operand, operand, operand), all taken modulo what there is."""
 
@@ -105,7 +108,7 @@ class Twin:
         kinds = (
             self._make, self._write, self._write, self._write, self._truncate, self._rename,
             self._exchange, self._unlink, self._link, self._rmdir, self._xattr, self._reap,
-            self._write, self._begin_epoch,
+            self._write, self._begin_epoch, self._rewrite,
         )  # fmt: skip
         kinds[step[0] % len(kinds)](*step[1:])
 
@@ -159,6 +162,16 @@ class Twin:
         if len(content) < offset + length:
             content.extend(bytes(offset + length - len(content)))
         content[offset : offset + length] = data
+
+    def _rewrite(self, which: int, where: int, what: int) -> None:
+        """Defragmentation writes what is there anyway: the model does not change."""
+        ino = self._file(which)
+        if ino is None or not self.model.files[ino]:
+            return
+        content = self.model.files[ino]
+        offset = where % len(content)
+        data = bytes(content[offset : offset + 1 + what % 100_000])
+        self.apply(Rewrite(ino, offset, data))
 
     def _truncate(self, which: int, where: int, what: int) -> None:
         ino = self._file(which)
@@ -288,11 +301,12 @@ class Twin:
 
     def _seal(self, seal_db: Path) -> list[tuple[int, bytes]]:
         connection = apsw.Connection(str(seal_db))
-        chunks = connection.execute("SELECT id, length FROM chunk").fetchall()
+        run = runner(connection)
+        chunks = run("SELECT id, length FROM chunk").fetchall()
         made = []
         for chunk, length in chunks:
             data = b""
-            rows = connection.execute(
+            rows = run(
                 "SELECT offset, length, record_offset, op_seq FROM piece WHERE chunk = ?"
                 " ORDER BY offset",
                 (chunk,),
@@ -322,7 +336,7 @@ class Twin:
 
     def _data(self, op_seq: int) -> bytes:
         op = self.journal[op_seq - 1]
-        assert isinstance(op, Write)
+        assert isinstance(op, Write | Rewrite)
         return op.data
 
     # --- comparing -----------------------------------------------------------------------
@@ -366,13 +380,13 @@ class Twin:
         self._check_extents()
         self._check_dirty()
 
-    def rows(self, table: str, connection: apsw.Connection | None = None) -> list[tuple[object, ...]]:
+    def rows(self, table: str, connection: apsw.Connection | None = None) -> list[Row]:
         """Return all rows of a table, sorted."""
         connection = connection or self.live._connection
-        return sorted(connection.execute(f"SELECT * FROM {table}").fetchall())  # noqa: S608
+        return sorted(runner(connection)(f"SELECT * FROM {table}").fetchall())  # noqa: S608
 
     def _check_extents(self) -> None:
-        run = self.live._connection.execute
+        run = runner(self.live._connection)
         refs = dict(run("SELECT chunk, count(*) FROM extent GROUP BY chunk").fetchall())
         assert dict(run("SELECT id, refs FROM chunk").fetchall()) == refs
         used = run("SELECT coalesce(sum(length), 0) FROM extent").fetchall()[0][0]
@@ -399,6 +413,8 @@ class Twin:
             stored = {
                 tuple(row[i] for i in at): row for row in self.rows(table, self.committed.writer())
             }
-            differ = {key for key in live.keys() | stored.keys() if live.get(key) != stored.get(key)}
+            differ = {
+                key for key in live.keys() | stored.keys() if live.get(key) != stored.get(key)
+            }
             dirty = {row[1:] for row in self.rows(f"dirty_{table}")}
             assert differ <= dirty, f"{table}: rows that differ are in no dirty set"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from s3fs_banyan import __version__
 from s3fs_banyan.cli.main import app
-from s3fs_banyan.cli.mounting import MountOptions, parse_mount_options
+from s3fs_banyan.cli.mount_options import MountOptions, parse_mount_options
 from s3fs_banyan.cli.options import settings, take_store
 from s3fs_banyan.cli.output import printable, seconds_text, size_text, time_text
 from s3fs_banyan.cli.status import troubles

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from s3fs_banyan.app.engine import Engine
 from s3fs_banyan.commit import sealing
 from s3fs_banyan.commit.context import Context
 from s3fs_banyan.commit.sealing import CommitBody, SealedPack, Sealing, SealJob
@@ -15,7 +16,7 @@ from s3fs_banyan.commit.worker import InlineWorker, Worker, WorkerDied
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import Unavailable
 from s3fs_banyan.remote.base import check_path
-from tests.unit.engine_kit import World, read_file, running, write_file
+from tests.unit.engine_kit import ROOT, World, read_file, running, write_file
 
 
 class FailingWorker(InlineWorker):
@@ -95,3 +96,46 @@ async def test_a_delta_too_large_for_its_commit_travels_beside_it(
     assert sum("delta" in path for path in paths) == 1
     async with running(world.context("b"), takeover=True) as other:
         assert await read_file(other, b"file-49") == b"x" * 100
+
+
+@pytest.mark.allow_log_warnings
+@pytest.mark.parametrize("damage", ["version", "flags", "magic", "frame count", "gone"])
+async def test_a_damaged_chunk_that_is_to_be_moved_stays_where_it_is(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, damage: str
+) -> None:
+    """One rotten chunk in an old pack must not stop every commit from now on."""
+    del autojump_clock
+    world = World(tmp_path)
+    async with running(world.context()) as engine:
+        await engine.committer.take_epoch()
+        for name in (b"dies", b"damaged", b"dies too"):
+            await write_file(engine, name, os.urandom(200_000))
+        await engine.committer.commit_once()
+        (key,) = [meta.path for meta in world.store.list("pack/")]
+        if damage == "gone":
+            world.store.delete([key])
+        else:
+            data = bytearray(world.store.read(key))
+            at = {"magic": 0, "version": 4, "flags": 5, "frame count": 6}[damage]
+            start = data.find(b"BYNC")
+            while start >= 0:
+                data[start + at] ^= 2
+                start = data.find(b"BYNC", start + 4)
+            world.store.write(key, bytes(data))
+        engine.cache.forget(key)
+        for name in (b"dies", b"dies too"):
+            await engine.filesystem.unlink(1, name, ROOT)
+        while (dead := engine.filesystem.handles.next_dead_nowait()) is not None:
+            await engine.filesystem._reap(engine.state, dead)
+        with trio.fail_after(3600):
+            for number in range(12):
+                await write_file(engine, b"tick%d" % number, b"t")
+                await engine.committer.commit_once()
+        assert engine.state.committed.head.seq == 14
+        assert [row[1] for row in _chunks(engine)].count(key) == 1
+
+
+def _chunks(engine: Engine) -> list[tuple[int, str]]:
+    """Return (chunk, key of the object that it lies in)."""
+    with engine.state.committed.view() as view:
+        return [(row[0], str(row[2])) for row in view.all_chunks()]

@@ -81,8 +81,9 @@ async def test_with_nothing_kept_the_store_follows_the_live_size(world: World) -
     async with running(world.context(settings=keeping(0, 0))) as engine:
         await engine.committer.take_epoch()
         for _ in range(4):
-            await replace_large(engine, b"large")
             await write_file(engine, b"small-%d" % world.runtime.now_ns, b"s")
+            await engine.committer.commit_once()
+            await replace_large(engine, b"large")
             await checkpointed_commit(engine)
             world.runtime.now_ns += 3600 * SECOND_NS
         want = {name: await read_file(engine, name) for name in names(engine)}
@@ -121,8 +122,8 @@ async def test_the_dense_window_keeps_every_commit(world: World) -> None:
     """Within it any second can be restored."""
     async with running(world.context(settings=keeping(7200, 0))) as engine:
         await engine.committer.take_epoch()
-        for number in range(6):
-            await write_file(engine, b"f%d" % number, b"x" * 10)
+        for _ in range(6):
+            await replace_large(engine, b"large")
             await checkpointed_commit(engine)
             world.runtime.now_ns += 1800 * SECOND_NS
         before = set(keys(world, "log/"))
@@ -204,7 +205,10 @@ async def test_orphan_packs_go_only_when_their_writer_is_over(world: World) -> N
     """A pack that no commit names yet may be the one that is being uploaded."""
     async with running(world.context(settings=keeping(0, 0, grace_s=900))) as engine:
         await engine.committer.take_epoch()
-        orphan, current = "pack/0/00000000000a0001-0123456789abcdef", "pack/1/" + "0" * 16 + "-" + "0" * 16
+        orphan, current = (
+            "pack/0/00000000000a0001-0123456789abcdef",
+            "pack/1/" + "0" * 16 + "-" + "0" * 16,
+        )
         for key in (orphan, current):
             world.store.write(key, b"x")
         await round_with_commit(engine)

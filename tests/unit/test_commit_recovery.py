@@ -262,9 +262,7 @@ async def test_a_damaged_checkpoint_falls_back_to_the_older_one(world: World, wh
 async def test_a_checkpoint_of_a_newer_release_is_not_passed_over(world: World) -> None:
     """Going on from an older one would fold commits that this release cannot read either."""
     await _checkpointed(world)
-    world.store.write(
-        checkpoint_key(9), b'{"kind": "checkpoint", "version": 2, "checksum": "x"}\n'
-    )
+    world.store.write(checkpoint_key(9), b'{"kind": "checkpoint", "version": 2, "checksum": "x"}\n')
     with pytest.raises(UnsupportedVersion):
         async with running(world.context("fresh"), takeover=True):
             pass

@@ -1,0 +1,66 @@
+"""Room on the local disk: a ballast keeps SQLite and the committer working when others fill it.
+
+The journal's segments are made in advance, but live.db, committed.db and the outbox grow. So a
+file of bytes lies in the local directory. When the disk runs low it is given up: its room is the
+databases' then, and calls that need more space get ENOSPC until there is room for a new one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+from s3fs_banyan.journal.disk import Disk
+from s3fs_banyan.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+BALLAST_BYTES_MAX: Final = 64 << 20
+_LOW_BYTES: Final = 16 << 20
+_LOOK_NS: Final = 50_000_000
+
+
+class LocalSpace:
+    """Watches the disk of one local directory. One event loop."""
+
+    def __init__(self, disk: Disk, root: Path, runtime: Runtime) -> None:
+        """Make the ballast; a disk that is low already starts as low."""
+        self._disk = disk
+        self._root = root
+        self._path = root / "ballast"
+        self._runtime = runtime
+        self._bytes = min(BALLAST_BYTES_MAX, disk.free_bytes(root) // 8)
+        self._looked_ns = 0
+        self.is_low = False
+        """Nothing may grow: other files fill the disk."""
+        self._make_ballast()
+
+    def look(self) -> bool:
+        """Tell whether the disk is low; looks at it a few times a second at most."""
+        now_ns = self._runtime.monotonic_ns()
+        if now_ns - self._looked_ns < _LOOK_NS:
+            return self.is_low
+        self._looked_ns = now_ns
+        free = self._disk.free_bytes(self._root)
+        if not self.is_low and free < _LOW_BYTES:
+            self.is_low = True
+            self._path.unlink(missing_ok=True)
+            log.error("the disk of %s is full: calls that need space get ENOSPC", self._root)
+        elif self.is_low and free > 2 * (self._bytes + _LOW_BYTES):
+            self.is_low = False
+            self._make_ballast()
+            log.warning("the disk of %s has room again", self._root)
+        return self.is_low
+
+    def _make_ballast(self) -> None:
+        """Reserve the bytes; on a file system that cannot, there is no ballast."""
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if self._bytes:
+                os.posix_fallocate(fd, 0, self._bytes)
+        except OSError as error:
+            log.warning("no reserve on the disk of %s: %s", self._root, error)
+        finally:
+            os.close(fd)

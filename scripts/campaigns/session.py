@@ -1,0 +1,140 @@
+"""What every campaign has: a server, a volume at default settings, a mount, a place for results.
+
+Results are written as they come: one line an event to `OUT.log`, and at the end (also of a run
+that failed) `OUT.json` and the summary `OUT.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.kernel.load import Load
+from tests.kernel.mounts import Mount, s3_volume
+from tests.servers import SeaweedServer, free_port
+
+
+@dataclass(slots=True, kw_only=True)
+class Check:
+    """One number and its limit."""
+
+    name: str
+    found: float
+    limit: float
+    unit: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the number is within its limit."""
+        return self.found <= self.limit
+
+
+@dataclass(slots=True, kw_only=True)
+class Results:
+    """What a campaign found, and where it is written."""
+
+    title: str
+    out: Path
+    checks: list[Check] = field(default_factory=list)
+    facts: dict[str, object] = field(default_factory=dict)
+    events: list[dict[str, object]] = field(default_factory=list)
+    failure: str = ""
+    begun: float = field(default_factory=time.monotonic)
+
+    def event(self, text: str, **values: object) -> None:
+        """Write a line to the log and to standard output."""
+        at_s = round(time.monotonic() - self.begun, 1)
+        self.events.append({"at_s": at_s, "event": text, **values})
+        line = f"{at_s:8.1f} s  {text}" + "".join(f"  {k}={v}" for k, v in values.items())
+        print(line, flush=True)
+        with self.out.with_suffix(".log").open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
+
+    def check(self, name: str, found: float, limit: float, unit: str = "") -> None:
+        """Note a number that must be at most `limit`."""
+        self.checks.append(Check(name=name, found=found, limit=limit, unit=unit))
+
+    def finish(self) -> int:
+        """Write everything; returns the exit code."""
+        text = self._markdown()
+        self.out.with_suffix(".md").write_text(text, encoding="utf-8")
+        values = {
+            "title": self.title,
+            "kernel": platform.release(),
+            "failure": self.failure,
+            "facts": self.facts,
+            "checks": [
+                {"name": c.name, "found": c.found, "limit": c.limit, "holds": c.holds}
+                for c in self.checks
+            ],
+            "events": self.events,
+        }
+        self.out.with_suffix(".json").write_text(json.dumps(values, indent=1), encoding="utf-8")
+        print(text, flush=True)
+        return int(bool(self.failure) or not all(check.holds for check in self.checks))
+
+    def _markdown(self) -> str:
+        lines = [f"# {self.title}", ""]
+        lines += [f"* {name}: {value}" for name, value in self.facts.items()]
+        if self.checks:
+            lines += ["", "| what | found | at most | |", "| --- | --- | --- | --- |"]
+        for check in self.checks:
+            holds = "holds" if check.holds else "**exceeded**"
+            found, limit = f"{check.found:g} {check.unit}", f"{check.limit:g} {check.unit}"
+            lines.append(f"| {check.name} | {found.strip()} | {limit.strip()} | {holds} |")
+        lines += ["", f"FAILED: {self.failure}" if self.failure else "No failure."]
+        return "\n".join(lines) + "\n"
+
+
+@dataclass(slots=True, kw_only=True)
+class Session:
+    """A server, a mount on it, and the load's directory."""
+
+    server: SeaweedServer
+    mount: Mount
+    load: Load
+    results: Results
+
+
+def options(description: str, **defaults: float) -> argparse.Namespace:
+    """Read the command line: --out, --directory, and a number for each of `defaults`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, required=True, help="results, without suffix")
+    parser.add_argument("--directory", type=Path, help="server's and mount's data (default: /tmp)")
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    return parser.parse_args()
+
+
+@contextmanager
+def session(title: str, chosen: argparse.Namespace, *load_options: str) -> Iterator[Session]:
+    """Run a campaign's body; what it raises becomes the failure of its results."""
+    directory = Path(tempfile.mkdtemp(prefix="campaign-", dir=chosen.directory))
+    results = Results(title=title, out=chosen.out)
+    try:
+        with SeaweedServer(directory / "server") as server:
+            volume = s3_volume(server, directory, small=False)
+            volume.settings["metrics"] = {"address": f"127.0.0.1:{free_port()}"}
+            with Mount(volume) as mount:
+                mount.start()
+                results.event("mounted")
+                log = directory / "oplog"
+                load = Load(mount.path / "db", log, *load_options)
+                try:
+                    yield Session(server=server, mount=mount, load=load, results=results)
+                except Exception as error:  # noqa: BLE001  # it is the result
+                    results.failure = f"{type(error).__name__}: {error}"
+                    shutil.copy(log, results.out.with_suffix(".oplog"))
+                finally:
+                    load.close()
+                    shutil.copy(mount.log, results.out.with_suffix(".daemon.log"))
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
