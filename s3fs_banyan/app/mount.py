@@ -39,7 +39,14 @@ from s3fs_banyan.commit.worker import WorkerProcess
 from s3fs_banyan.config import Config
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.data.cache import DiskBlockCache
-from s3fs_banyan.errors import DataError, ObjectMissing, Refused, StoreError, UnsupportedVersion
+from s3fs_banyan.errors import (
+    DataError,
+    ObjectMissing,
+    ReadOnly,
+    Refused,
+    StoreError,
+    UnsupportedVersion,
+)
 from s3fs_banyan.format.keys import PROBE_PREFIX, WRITER
 from s3fs_banyan.format.volume import VOLUME_VERSION, VolumeDescriptor, decode_heartbeat
 from s3fs_banyan.fuse import FOREVER_S, Operations, serve
@@ -323,8 +330,14 @@ def _commands(
         target = engine.state.journal.last_seq
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_report, engine, target, progress)
-            await engine.committer.drain()
+            fenced: ReadOnly | None = None
+            try:
+                await engine.committer.drain()
+            except ReadOnly as error:  # out of the nursery it would come as a group
+                fenced = error
             nursery.cancel_scope.cancel()
+        if fenced is not None:
+            raise fenced
         return {"seq": engine.state.committed.head.seq}
 
     async def wait(progress: Progress) -> dict[str, object]:

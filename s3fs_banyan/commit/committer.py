@@ -189,12 +189,18 @@ class Committer:
             return
         cut = await self._cut()
         runtime.failpoint(FP_CUT)
+        rewrites = state.journal.rewrites
         await self._step("sync", state.journal.wait_synced(cut.op_seq))
         runtime.failpoint(FP_CUT_SYNCED)
+        if state.journal.rewrites != rewrites:
+            # The sync failed: the snapshot's pieces lie where nothing can be trusted.
+            cut.snapshot.close()
+            await self._give_up_cut("the disk refused to sync the journal")
+            return
         try:
             counts = await self._step("delta", self._delta(cut))
         except LocalDiskFull as error:
-            await self._give_up_cut(error)
+            await self._give_up_cut(str(error))
             return
         runtime.failpoint(FP_DELTA)
         body = await self._step("seal", self._seal_and_upload(cut, counts))
@@ -217,9 +223,9 @@ class Committer:
         state.note_commit_done()
         await self._extras.after_commit()
 
-    async def _give_up_cut(self, error: LocalDiskFull) -> None:
+    async def _give_up_cut(self, why: str) -> None:
         """Nothing of this cut has left the machine: it is simply made again, a little later."""
-        log.warning("the commit is begun again: %s", error)
+        log.warning("the commit is begun again: %s", why)
         self._state.live.merge_dirty()
         self._state.request_commit()
         await trio.sleep(_RETRY_FIRST_S)

@@ -139,6 +139,8 @@ class Journal:
         self._stuck = False
         self.backlog_bytes = 0
         """Bytes of records in segments that no commit has freed yet."""
+        self.rewrites = 0
+        """How often records were rewritten elsewhere: a snapshot from before has old positions."""
         self.disk_full = False
         """No new segment can be made: other files fill the local disk."""
 
@@ -338,6 +340,7 @@ class Journal:
         return count
 
     def _copy_unsynced(self) -> None:
+        self.rewrites += 1
         if not self._unsynced:
             self._roll(self.last_seq + 1, self.chain)
             return

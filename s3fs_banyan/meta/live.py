@@ -54,12 +54,14 @@ class LiveState:
         self.op_seq = position.op_seq
         self.chain = position.chain
         self._since_begin = 0
+        self._failed = False
+        """A write to the database failed: rows and what waits in RAM may be apart."""
         self._run("BEGIN IMMEDIATE").fetchall()
 
     def apply(self, op: Operation, op_seq: int, chain: int, segment: int, position: int) -> None:
         """Apply one journaled operation. An exception is a broken invariant: end the daemon."""
-        if not self._connection.in_transaction:
-            raise AssertionError("SQLite has given up the transaction of live.db")
+        if self._failed or not self._connection.in_transaction:
+            raise AssertionError("the transaction of live.db has failed")
         self._fold.apply(op, op_seq, segment, position)
         self.op_seq, self.chain = op_seq, chain
         self._since_begin += 1
@@ -77,14 +79,31 @@ class LiveState:
         `restart_wal`: right after `checkpoint_wal`, move the few pages that came meanwhile, so
         that the next transaction begins the WAL anew; under load it would grow for ever.
         """
-        self.extents.flush()
-        self.tree.flush()
-        self._write_position()
-        self._run("COMMIT").fetchall()
+        self._commit()
         if restart_wal:
             self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         self._run("BEGIN IMMEDIATE").fetchall()
         self._since_begin = 0
+
+    def _commit(self) -> None:
+        self._flush()
+        try:
+            self._write_position()
+            self._run("COMMIT").fetchall()
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _flush(self) -> None:
+        """Write what waits in RAM; after a failure nothing of it is kept."""
+        if self._failed or not self._connection.in_transaction:
+            raise AssertionError("the transaction of live.db has failed")
+        try:
+            self.extents.flush()
+            self.tree.flush()
+        except BaseException:
+            self._failed = True
+            raise
 
     def _write_position(self) -> None:
         values = {
@@ -133,8 +152,7 @@ class LiveState:
 
     def is_dirty(self) -> bool:
         """Tell whether anything differs from committed.db (rows in RAM are written first)."""
-        self.extents.flush()
-        self.tree.flush()
+        self._flush()
         return any(
             self._run(f"SELECT 1 FROM dirty_{table} LIMIT 1").fetchall() for table in STATE_KEYS
         )
@@ -172,12 +190,11 @@ class LiveState:
         what was written since stands without its position: then live.db is thrown away.
         """
         lost = not self._connection.in_transaction
-        if keep and not lost:
-            self.extents.flush()
-            self.tree.flush()
-            self._write_position()
-            self._run("COMMIT").fetchall()
-        self._connection.close()
+        try:
+            if keep and not lost and not self._failed:
+                self._commit()
+        finally:
+            self._connection.close()
         if lost:
             remove_live(self._path)
 

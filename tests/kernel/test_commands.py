@@ -136,9 +136,9 @@ def test_what_is_looked_at_without_mounting_is_what_was_mounted(
     assert command.run("umount", str(place)).returncode == 0
 
 
-def test_status_names_what_counts_and_no_secret(command: Background) -> None:
+def test_status_names_what_counts(command: Background) -> None:
     """People and programs read it, and it may be pasted anywhere."""
-    place = command.mount()
+    place = command.mount("mnt", "--commit-interval", "1h")
     (place / "file").write_bytes(b"bytes")
     found = command.status(place)
     assert found["mountpoint"] == str(place)

@@ -93,7 +93,7 @@ def test_many_small_files_cost_few_requests_and_come_back(
     mount.umount()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_overwrites_are_read_back_across_commits_and_lost_caches(
     seed: int, volume: Volume, make_mount: MakeMount
 ) -> None:
@@ -102,7 +102,7 @@ def test_random_overwrites_are_read_back_across_commits_and_lost_caches(
     mount = make_mount(volume).start()
     draw = random.Random(seed)
     model = Overwrites(draw)
-    for round_number in range(12):
+    for round_number in range(8):
         with (mount.path / "file").open("ab"):
             pass
         with (mount.path / "file").open("r+b", buffering=0) as file:

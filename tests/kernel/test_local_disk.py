@@ -37,6 +37,7 @@ def test_a_disk_filled_by_others_is_enospc_and_heals(
     mount = make_mount(volume, cache_dir=small_disk / "cache").start()
     (mount.path / "kept").write_bytes(b"kept")
     (mount.path / "extra").write_bytes(b"extra")
+    (mount.path / "large").touch()
     mount.sync()
     fill(small_disk / "filler")
     written = write_until_full(mount, 64)
@@ -88,7 +89,7 @@ def fill(path: Path) -> None:
 
 def write_until_full(mount: Mount, mib_max: int) -> int:
     """Write until ENOSPC; returns how many bytes were taken. Other errors fail the test."""
-    with (mount.path / "large").open("wb", buffering=0) as file:
+    with (mount.path / "large").open("ab", buffering=0) as file:
         taken = 0
         try:
             while taken < mib_max * MIB:

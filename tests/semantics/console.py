@@ -32,6 +32,7 @@ _MASKED = (
     (re.compile(r"\b\d+(\.\d+)? (us|ms|s)\b"), "DURATION"),
     (re.compile(r"\b\d+-\d{15,}"), "N-TIME"),
     (re.compile(r"\bwritten by [\w.-]+"), "written by HOST"),
+    (re.compile(r"^bash: line \d+: "), "bash: "),
     (re.compile(r"[ \t]+"), " "),
 )
 _COMMAND_WITHIN_S = 120.0

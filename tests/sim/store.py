@@ -52,7 +52,7 @@ class SimStore:
     outage_until_s: float = 0.0
     late: list[_Late] = field(default_factory=list)
     epoch: int = 0
-    flipped: str = ""
+    flipped: set[str] = field(default_factory=set)
 
     def settle(self, *, all_of_them: bool = False) -> None:
         """Let writes land whose time has come."""
@@ -165,10 +165,10 @@ class StoreHandle:
     def _perhaps_flipped(self, path: str, data: bytes) -> bytes:
         """Flip a bit of a ranged read, never twice in a row for one object."""
         store = self._store
-        if store.rng.random() >= store.faults.flipped_bit or store.flipped == path:
-            store.flipped = "" if store.flipped == path else store.flipped
+        if store.rng.random() >= store.faults.flipped_bit or path in store.flipped:
+            store.flipped.discard(path)
             return data
-        store.flipped = path
+        store.flipped.add(path)
         at = store.rng.randrange(len(data))
         store.on_event(f"flips a bit of {path} at {at}")
         return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]

@@ -10,13 +10,33 @@ import trio
 
 from s3fs_banyan.app.engine import Engine
 from s3fs_banyan.commit import sealing
+from s3fs_banyan.commit.committer import (
+    FP_APPLIED,
+    FP_CUT,
+    FP_CUT_SYNCED,
+    FP_DELTA,
+    FP_PUBLISHED,
+    FP_RECYCLED,
+    FP_SEALED,
+    FP_UPLOADED,
+)
 from s3fs_banyan.commit.context import Context
 from s3fs_banyan.commit.sealing import CommitBody, SealedPack, Sealing, SealJob
 from s3fs_banyan.commit.worker import InlineWorker, Worker, WorkerDied
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import Unavailable
+from s3fs_banyan.format.commit import decode_footer
+from s3fs_banyan.format.keys import log_key
 from s3fs_banyan.remote.base import check_path
-from tests.unit.engine_kit import ROOT, World, read_file, running, write_file
+from tests.unit.engine_kit import (
+    ROOT,
+    World,
+    engine_settings,
+    names,
+    read_file,
+    running,
+    write_file,
+)
 
 
 class FailingWorker(InlineWorker):
@@ -139,3 +159,83 @@ def _chunks(engine: Engine) -> list[tuple[int, str]]:
     """Return (chunk, key of the object that it lies in)."""
     with engine.state.committed.view() as view:
         return [(row[0], str(row[2])) for row in view.all_chunks()]
+
+
+async def test_the_durable_order_is_the_one_that_is_documented(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Nothing else orders durability towards the store: cut, sync, seal, upload, publish, apply."""
+    del autojump_clock
+    world = World(tmp_path)
+    async with running(world.context()) as engine:
+        await engine.committer.take_epoch()
+        await write_file(engine, b"large", os.urandom(1_500_000))
+        world.runtime.passed.clear()
+        await engine.committer.commit_once()
+        order = [name for name in world.runtime.passed if not name.startswith("pack")]
+        assert order == [
+            FP_CUT, FP_CUT_SYNCED, FP_DELTA, FP_SEALED, FP_UPLOADED, FP_PUBLISHED, FP_APPLIED,
+            FP_RECYCLED,
+        ]  # fmt: skip
+        assert [*(tmp_path / "a" / "outbox").iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("sizes", "packs", "inline"),
+    [
+        ([100] * 30, 0, 3_000),
+        ([64 * 1024], 0, 65_536),
+        ([64 * 1024 + 1], 1, 0),
+        ([700_000, 700_000], 2, 0),
+        ([1 << 20, 30_000], 1, 30_000),
+        ([400_000] * 5, 3, 0),
+    ],
+)
+async def test_what_is_small_in_all_goes_inline_and_the_rest_into_full_packs(
+    tmp_path: Path,
+    autojump_clock: trio.testing.MockClock,
+    sizes: list[int],
+    packs: int,
+    inline: int,
+) -> None:
+    """Requests cost money: small files are one PUT, large data is as few packs as it can be."""
+    del autojump_clock
+    world = World(tmp_path)
+    async with running(world.context()) as engine:
+        await engine.committer.take_epoch()
+        files = {b"f%02d" % n: os.urandom(size) for n, size in enumerate(sizes)}
+        for name, data in files.items():
+            await write_file(engine, name, data)
+        await engine.committer.commit_once()
+        assert len([meta.path for meta in world.store.list("pack/")]) == packs
+        footer = decode_footer(world.store.read(log_key(2)), "k")
+        assert inline <= footer.inline_length <= inline + 60 * len(sizes)
+    async with running(world.context("fresh"), takeover=True) as other:
+        for name, data in files.items():
+            assert await read_file(other, name) == data
+
+
+async def test_fsyncs_of_remote_mode_share_a_commit(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Sixteen threads that wait for the store must not be sixteen commits."""
+    del autojump_clock
+    world = World(tmp_path)
+    ctx = world.context(settings=engine_settings(durability_remote=True))
+    async with running(ctx) as engine, trio.open_nursery() as nursery:
+        nursery.start_soon(engine.committer.run)
+        await engine.state.wait_durable()
+        before = engine.state.committed.head.seq
+
+        async def write_and_wait(number: int) -> None:
+            await write_file(engine, b"f%d" % number, b"x" * 4096)
+            await engine.filesystem.fsync()
+            assert engine.state.covered_op_seq >= engine.state.committed.head.op_seq
+
+        async with trio.open_nursery() as writers:
+            for number in range(16):
+                writers.start_soon(write_and_wait, number)
+        assert 1 <= engine.state.committed.head.seq - before <= 2
+        nursery.cancel_scope.cancel()
+    async with running(world.context("fresh"), takeover=True) as other:
+        assert len(names(other)) == 16

@@ -13,6 +13,7 @@ from s3fs_banyan.commit.compaction import MOVE_BYTES_MAX, choose_victims
 from s3fs_banyan.commit.context import EngineSettings
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.commit.reclaim import CLOCK_SKEW_NS_MAX, Reclaimer
+from s3fs_banyan.format.commit import KEPT_MAX, encode_footer
 from s3fs_banyan.format.keys import PACK_PREFIX, log_key
 from s3fs_banyan.meta.committed import Head, PackRow
 from s3fs_banyan.remote.memory import MemoryStore
@@ -310,3 +311,28 @@ async def test_compaction_moves_what_lives_and_the_old_pack_dies(world: World) -
     async with running(world.context("fresh"), takeover=True) as other:
         for name, data in files.items():
             assert await read_file(other, name) == data
+
+
+async def test_a_fence_that_names_many_kept_commits_is_still_a_fence(world: World) -> None:
+    """Its list makes it larger than most commits; it must not be taken for one."""
+    async with running(world.context(settings=keeping(0, 0))) as engine:
+        kept = tuple(range(100, 100 + KEPT_MAX))
+        footer = engine.publisher.footer(epoch=1, chain=1, op_seq=0, dense_from=9_000, kept=kept)
+        world.store.write(log_key(1), encode_footer(footer))
+        window = head(9_000, kept)
+        assert [*engine.reclaimer._old_commits(window, set())] == []
+
+
+async def test_no_more_commits_are_kept_than_a_footer_can_name(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A footer that cannot be written would stop every commit from then on."""
+    monkeypatch.setattr("s3fs_banyan.commit.reclaim.KEPT_MAX", 5)
+    async with running(world.context(settings=keeping(0, 10**6))) as engine:
+        await engine.committer.take_epoch()
+        reclaimer = engine.reclaimer
+        now = world.runtime.now_ns
+        reclaimer._verified = set(range(20))
+        reclaimer._commit_times = {seq: now - (20 - seq) * 3600 * SECOND_NS for seq in range(20)}
+        reclaimer._dense_from = 20
+        assert await reclaimer._choose_kept([*range(20)], now) == (15, 16, 17, 18, 19)

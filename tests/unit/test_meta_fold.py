@@ -34,7 +34,15 @@ OLD_BYTES: list[Step] = [
 ]  # fmt: skip
 
 
+# (a directory over an empty one; a directory exchanged with a file of another directory)
+DIRECTORIES: list[Step] = [
+    (0, 0, 0, 0), (0, 0, 1, 0), (5, 0, 0, 1), (0, 0, 0, 0), (0, 1, 2, 1), (6, 1, 2, 0),
+    (6, 0, 2, 0),
+]  # fmt: skip
+
+
 @SMALL
+@example(program=DIRECTORIES, commits={2})
 @example(program=OLD_BYTES, commits=set())
 @example(program=OLD_BYTES, commits={1, 3})
 @given(program=PROGRAM, commits=COMMIT_AFTER)
