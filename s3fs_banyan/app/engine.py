@@ -104,7 +104,7 @@ class Engine:
             try:
                 await run()
             except Exception as error:
-                if self.state.broken:
+                if self.state.broken or self.state.live.failed:
                     raise
                 log.exception("the %s failed in a way nobody foresaw; it begins again", name)
                 self.service_failures.append(f"{name}: {error!r}")
@@ -126,6 +126,7 @@ class Engine:
                 raise
             log.warning("the store cannot be reached, publishing waits: %s", error)
             self.state.online = False
+            self.state.request_commit()  # or nobody would try again before the next change
             return
         await self._beat()
 
@@ -148,7 +149,7 @@ class Engine:
         metrics.journal_segments["used"].set(used)
         metrics.journal_segments["free"].set(free)
         metrics.journal_backlog_bytes.set(state.journal.backlog_bytes)
-        metrics.recovery_lag_bytes.set(state.uncommitted_bytes)
+        metrics.recovery_lag_bytes.set(state.lag_bytes)
         metrics.recovery_lag_seconds.set(self.lag_s)
         metrics.store_reachable.set(int(state.online))
         metrics.backpressure_waiting_writers.set(state.waiting_writers)
@@ -157,7 +158,7 @@ class Engine:
     @property
     def lag_s(self) -> float:
         """Seconds since the oldest change that is not yet in the store."""
-        oldest_ns = self.state.oldest_uncommitted_ns
+        oldest_ns = self.state.lag_since_ns
         if not oldest_ns:
             return 0.0
         return (self.ctx.runtime.monotonic_ns() - oldest_ns) / 1e9

@@ -358,7 +358,7 @@ async def _report(engine: Engine, target: int | None, progress: Progress) -> Non
             {
                 "phase": engine.committer.phase,
                 "backlog_bytes": state.journal.backlog_bytes,
-                "uncommitted_bytes": state.uncommitted_bytes,
+                "uncommitted_bytes": state.lag_bytes,
                 "operations_left": max(
                     0, (target or state.journal.last_seq) - state.covered_op_seq
                 ),

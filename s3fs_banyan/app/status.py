@@ -36,7 +36,7 @@ def engine_status(engine: Engine, url: str, mountpoint: Path, config: Config) ->
             "dense_from": head.dense_from,
             "kept": list(head.kept),
         },
-        "lag": {"bytes": state.uncommitted_bytes, "seconds": round(engine.lag_s, 3)},
+        "lag": {"bytes": state.lag_bytes, "seconds": round(engine.lag_s, 3)},
         "journal": {
             "operation": state.journal.last_seq,
             "synced": state.journal.synced_seq,

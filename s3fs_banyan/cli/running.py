@@ -22,6 +22,8 @@ from s3fs_banyan.kernel import mount_source, unmount
 MountpointArgument = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", show_default=False)]
 
 _DETAIL_CHARACTERS = 60
+_DETACH_ATTEMPTS = 10
+_DETACH_PAUSE_S = 0.1
 
 
 def register(app: typer.Typer) -> None:
@@ -145,7 +147,7 @@ async def _unmount(place: Path, found: dict[str, Any], lazy: bool, bar: Progress
         try:
             async for message in messages_of(place, "wait"):
                 if not detached:
-                    _detach(place, lazy=lazy)
+                    await _detach(place, lazy=lazy)
                     detached = True
                 if "result" in message:
                     result = message["result"]
@@ -172,11 +174,17 @@ def _pidfd(pid: int) -> int | None:
         raise
 
 
-def _detach(place: Path, *, lazy: bool) -> None:
-    try:
-        unmount(place, lazy=lazy)
-    except OSError as error:
-        raise _not_unmounted(place, error) from error
+async def _detach(place: Path, *, lazy: bool) -> None:
+    """Detach the mount; who is just about to let go of it gets a moment to do so."""
+    for attempt in range(_DETACH_ATTEMPTS):
+        try:
+            unmount(place, lazy=lazy)
+        except OSError as error:
+            if error.errno != errno.EBUSY or attempt == _DETACH_ATTEMPTS - 1:
+                raise _not_unmounted(place, error) from error
+            await trio.sleep(_DETACH_PAUSE_S)
+        else:
+            return
 
 
 def _not_unmounted(place: Path, error: OSError) -> UsageError:

@@ -80,8 +80,16 @@ class CommitExtras(Protocol):
         """Add moves of living chunks to the seal list; runs in a thread."""
         ...
 
+    def leave_alone(self, keys: Sequence[str]) -> None:
+        """Chunks in these objects cannot be moved: do not try again in this life."""
+        ...
+
     def window(self) -> tuple[int, tuple[int, ...]]:
         """Return (dense_from, kept) that the next commit shall carry."""
+        ...
+
+    def note_commit(self, footer: CommitFooter) -> None:
+        """A commit of this size was applied."""
         ...
 
     async def after_commit(self) -> None:
@@ -183,7 +191,7 @@ class Committer:
             await self._patiently("fence", self.take_epoch)
         self.last_commit_ns = begin_ns = runtime.monotonic_ns()
         if not state.live.is_dirty() and not self._extras.wants_commit():
-            state.oldest_uncommitted_ns = 0
+            state.uncommitted_bytes = state.oldest_uncommitted_ns = 0
             state.note_covered(state.journal.last_seq)
             state.note_commit_done()
             return
@@ -210,6 +218,7 @@ class Committer:
             footer, data = published
             runtime.failpoint(FP_PUBLISHED)
             await self._step("apply", self._apply(cut, footer, data))
+            self._extras.note_commit(footer)
             metrics.commits_published.add()
             metrics.commit_bytes.add(len(data))
             metrics.commit_inline_bytes.add(footer.inline_length)
@@ -240,7 +249,7 @@ class Committer:
         for path in (delta_db, seal_db):
             path.unlink(missing_ok=True)
         snapshot = await ctx.runtime.in_thread(self._prepare, delta_db, seal_db)
-        while not state.journal.has_room(0, use_reserve=True):
+        while not state.journal.has_room(0, commits=True):
             with trio.move_on_after(0.5):
                 await state.journal.wait_changed()
         appended = state.append(Cut(ctx.runtime.wall_ns()))
@@ -250,8 +259,7 @@ class Committer:
         flip = state.live.flip_dirty()
         state.live.end_transaction()
         snapshot.freeze()
-        state.uncommitted_bytes = 0
-        state.oldest_uncommitted_ns = 0
+        state.note_cut()
         return _CutTaken(
             op_seq=appended.op_seq,
             chain=chain,
@@ -316,6 +324,9 @@ class Committer:
         self._ctx.runtime.failpoint(FP_SEALED)
         body = await self._patiently("seal", self._worker.finish)
         await self._worker.end()
+        if body.unmovable:
+            log.error("chunks in %s cannot be moved: missing or damaged", body.unmovable)
+            self._extras.leave_alone(body.unmovable)
         if body.damaged:
             kept = await self._ctx.runtime.in_thread(self._keep_damaged, cut, body.damaged)
             log.error(

@@ -8,7 +8,7 @@ small survivors are gathered, too, or a cold start would be one GET per old comm
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,9 +25,20 @@ _SMALL_BYTES: Final = 1 << 20
 _SMALL_PACKS_MAX: Final = 32
 
 
-def choose_victims(packs: Sequence[PackRow], head_seq: int) -> list[PackRow]:
-    """Return the packs to be emptied, half-dead ones first, then gathered small ones."""
-    old = [p for p in packs if p.live_bytes > 0 and head_seq - p.first_seq >= _AGE_COMMITS]
+def choose_victims(
+    packs: Sequence[PackRow], head_seq: int, unmovable: Collection[str] = ()
+) -> list[PackRow]:
+    """Return the packs to be emptied, half-dead ones first, then gathered small ones.
+
+    `unmovable` are keys of objects from which chunks could not be moved.
+    """
+    old = [
+        pack
+        for pack in packs
+        if pack.live_bytes > 0
+        and head_seq - pack.first_seq >= _AGE_COMMITS
+        and pack.key not in unmovable
+    ]
     half_dead = sorted((p for p in old if p.live_bytes * 2 < p.size), key=lambda p: p.live_bytes)
     small = [p for p in old if p.live_bytes < _SMALL_BYTES and p not in half_dead]
     if len(small) + len(half_dead) <= _SMALL_PACKS_MAX:

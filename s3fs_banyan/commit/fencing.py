@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 
+import trio
+
 from s3fs_banyan.commit.context import Context
 from s3fs_banyan.commit.local import remember_epoch
 from s3fs_banyan.commit.log_store import CommitLog, StoredCommit
@@ -110,7 +112,9 @@ class Publisher:
             await self._catch_up(head)
             head = state.committed.head
             epoch = max(head.epoch, state.live.tree.counter("epoch")) + 1
-            await state.wait_room(0, frees=True)
+            while not state.journal.has_room(0, commits=True):
+                with trio.move_on_after(0.5):
+                    await state.journal.wait_changed()
             appended = state.append(BeginEpoch(epoch, runtime.random_bytes(16)))
             chain = state.journal.chain
             state.cuts[appended.op_seq] = chain

@@ -13,7 +13,7 @@ clock and the store's differ by more than five minutes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,7 +27,7 @@ from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import DataError, ObjectMissing, StoreError
-from s3fs_banyan.format.commit import KEPT_MAX
+from s3fs_banyan.format.commit import KEPT_MAX, CommitFooter
 from s3fs_banyan.format.keys import (
     CHECKPOINT_PIECE_PREFIX,
     DELTA_PREFIX,
@@ -90,6 +90,7 @@ class Reclaimer:
         self._verified: set[int] = set()
         self._commit_times: dict[int, int] = {}
         self._compact = False
+        self._unmovable: set[str] = set()
         self.last_problem = ""
 
     # --- what the committer asks ---------------------------------------------------------
@@ -99,9 +100,13 @@ class Reclaimer:
         committed = self._state.committed
         self._compact = False
         with committed.view() as view:
-            victims = choose_victims(view.packs(), committed.head.seq)
+            victims = choose_victims(view.packs(), committed.head.seq, self._unmovable)
             if victims:
                 add_compaction(view, seal_db, victims)
+
+    def leave_alone(self, keys: Sequence[str]) -> None:
+        """Chunks in these objects could not be moved: not again before the next mount."""
+        self._unmovable.update(keys)
 
     def window(self) -> tuple[int, tuple[int, ...]]:
         """Return what the next commit's footer shall say."""
@@ -111,6 +116,11 @@ class Reclaimer:
         """Tell whether a commit is wanted although nothing changed."""
         head = self._state.committed.head
         return self._compact or (self._dense_from, self._kept) != (head.dense_from, head.kept)
+
+    def note_commit(self, footer: CommitFooter) -> None:
+        """Count what a reader would have to fold without a new checkpoint."""
+        delta_bytes = footer.delta_length + footer.placements_length
+        self._checkpointer.note_commit(delta_bytes)
 
     async def after_commit(self) -> None:
         """Start a checkpoint if one is due; the copy is taken here, between two commits."""
@@ -208,7 +218,7 @@ class Reclaimer:
         if target > self._dense_from and await self._verify(target):
             self._dense_from = target
         self._kept = await self._choose_kept(checkpoints, now_ns)
-        if choose_victims(packs, head.seq):
+        if choose_victims(packs, head.seq, self._unmovable):
             self._compact = True
 
     def _packs(self) -> list[PackRow]:
@@ -251,6 +261,11 @@ class Reclaimer:
     # --- what goes -----------------------------------------------------------------------
 
     def _plan(self, head: Head, now_ns: int) -> _Plan:
+        newer = self._log.sequence_numbers(head.seq)
+        if newer and self._log.read(newer[-1]).footer.epoch != head.epoch:
+            # This writer slept: what it would delete is for the one that took over to judge.
+            log.warning("another writer published commit %d: nothing is deleted", newer[-1])
+            return _Plan(packs=[], keys=[])
         grace_ns = now_ns - int(self._ctx.settings.reclaim_grace_s * 1e9)
         rows = self._packs()
         packs = [pack for pack in rows if self._is_garbage(pack, head, grace_ns)]
@@ -336,7 +351,7 @@ class Reclaimer:
         if ids:
             async with self._state.applying:
                 await self._ctx.runtime.in_thread(self._state.committed.forget_packs, ids)
-        for key in gone:
+        for key in keys:
             await self._ctx.runtime.in_thread(self._cache.forget, key)
         for kind in {kind for _, _, kind in plan.keys}:
             sizes = [size for _, size, k in plan.keys if k == kind]

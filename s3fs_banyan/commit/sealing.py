@@ -74,6 +74,8 @@ class CommitBody:
     delta_length: int
     placements_length: int
     delta_hash: str
+    unmovable: tuple[str, ...]
+    """Objects whose living chunks could not be moved: missing or damaged."""
     damaged: tuple[int, ...]
     """Chunks whose journal records rotted: published without a place, their bytes are lost."""
 
@@ -94,6 +96,7 @@ class Sealing:
         self._packs: list[tuple[int, str, str, int]] = []
         self._places: list[PlacementRow] = []
         self._damaged: list[int] = []
+        self._unmovable: set[str] = set()
         self._in_ram: dict[int, bytes] = {}
         self._attempted: set[str] = set()
         self._files: dict[int, DiskFile] = {}
@@ -188,7 +191,9 @@ class Sealing:
                     stored, frames = encode_chunk(item.chunk, self._young_bytes(item))
             except (Corrupt, UnsupportedVersion, ObjectMissing):
                 if item.source_key:
-                    continue  # it stays where it is: `check` and a read of it will name it
+                    # It stays where it is: `check` and a read of it will name it.
+                    self._unmovable.add(item.source_key)
+                    continue
                 self._damaged.append(item.chunk)
                 continue
             yield item, stored, frames
@@ -281,6 +286,7 @@ class Sealing:
             delta_length=len(delta),
             placements_length=len(placements),
             delta_hash=delta_hash,
+            unmovable=tuple(sorted(self._unmovable)),
             damaged=tuple(self._damaged),
         )
 

@@ -51,9 +51,33 @@ class EngineState:
         """A commit is wanted now, not at the end of the interval."""
         self.uncommitted_bytes = 0
         """Bytes of WRITE data since the last cut."""
-        self.waiting_writers = 0
         self.oldest_uncommitted_ns = 0
+        self._cut_bytes = 0
+        self._cut_oldest_ns = 0
+        """The same of what was cut and is on its way."""
+        if self.live.is_dirty():
+            self.uncommitted_bytes = self.journal.backlog_bytes
+            self.oldest_uncommitted_ns = ctx.runtime.monotonic_ns()
+        self.waiting_writers = 0
         self.journal.on_moved = self.live.extents.move_pieces
+
+    # --- how far the store is behind -----------------------------------------------------
+
+    @property
+    def lag_bytes(self) -> int:
+        """Bytes of WRITE data that are not in the store yet, on their way or not."""
+        return self._cut_bytes + self.uncommitted_bytes
+
+    @property
+    def lag_since_ns(self) -> int:
+        """When the oldest change was made that is not in the store yet; 0 if all are."""
+        return self._cut_oldest_ns or self.oldest_uncommitted_ns
+
+    def note_cut(self) -> None:
+        """What was dirty is on its way; a cut that was dropped before is in it."""
+        self._cut_bytes += self.uncommitted_bytes
+        self._cut_oldest_ns = self._cut_oldest_ns or self.oldest_uncommitted_ns
+        self.uncommitted_bytes = self.oldest_uncommitted_ns = 0
 
     # --- changing ------------------------------------------------------------------------
 
@@ -164,7 +188,8 @@ class EngineState:
         self.commit_requests.set()
 
     def note_covered(self, op_seq: int) -> None:
-        """Everything up to `op_seq` is in the store."""
+        """Everything up to `op_seq`, the last cut or the last operation, is in the store."""
+        self._cut_bytes = self._cut_oldest_ns = 0
         self.covered_op_seq = max(self.covered_op_seq, op_seq)
         self.notify_covered()
 

@@ -117,7 +117,8 @@ class WorkerProcess:
 
     async def finish(self) -> CommitBody:
         answer = await self._call("finish", None)
-        return CommitBody(**{**answer, "damaged": tuple(answer["damaged"])})
+        lists = {name: tuple(answer[name]) for name in ("damaged", "unmovable")}
+        return CommitBody(**(answer | lists))
 
     async def end(self) -> None:
         if self._process is not None and self._process.poll() is None:

@@ -40,6 +40,7 @@ _FILL_BYTES = 1 << 20
 _INLINE_SYNC_BYTES_MAX = 256 * 1024
 _INLINE_SYNC_NS_MAX = 700_000
 _UNSYNCED_BYTES_MAX = 64 << 20
+_COMMIT_BYTES = 32_768  # of the last segment, for the records without which nothing is freed
 _HEAD_BYTES_MAX = 8192  # a symbolic link of the longest name and target takes 4,450
 _SPARES_URGENT = 2
 _BUSY_NS = 200_000_000
@@ -193,17 +194,21 @@ class Journal:
 
     # --- append --------------------------------------------------------------------------
 
-    def has_room(self, byte_count: int, *, use_reserve: bool = False) -> bool:
+    def has_room(
+        self, byte_count: int, *, use_reserve: bool = False, commits: bool = False
+    ) -> bool:
         """Tell whether a record with so many bytes of data can be appended now.
 
-        `use_reserve`: for operations that free space, and the committer's own.
+        `use_reserve`: for operations that free space. `commits`: for the committer's own, which
+        free the journal itself and so have room even when nothing else has.
         """
         current = self._current
         if current is None or self._stuck or self._unsynced_bytes > _UNSYNCED_BYTES_MAX:
             return False
-        if current.end + byte_count + _HEAD_BYTES_MAX <= self._settings.segment_bytes:
+        left = self._settings.segment_bytes - current.end - byte_count - _HEAD_BYTES_MAX
+        if left >= (0 if commits or self._spares else _COMMIT_BYTES):
             return True
-        return len(self._spares) > (0 if use_reserve else 1)
+        return len(self._spares) > (0 if use_reserve or commits else 1)
 
     async def wait_changed(self) -> None:
         """Wait until room, syncs or spares may have changed. Safe to cancel."""

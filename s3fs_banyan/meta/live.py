@@ -54,13 +54,13 @@ class LiveState:
         self.op_seq = position.op_seq
         self.chain = position.chain
         self._since_begin = 0
-        self._failed = False
+        self.failed = False
         """A write to the database failed: rows and what waits in RAM may be apart."""
         self._run("BEGIN IMMEDIATE").fetchall()
 
     def apply(self, op: Operation, op_seq: int, chain: int, segment: int, position: int) -> None:
         """Apply one journaled operation. An exception is a broken invariant: end the daemon."""
-        if self._failed or not self._connection.in_transaction:
+        if self.failed or not self._connection.in_transaction:
             raise AssertionError("the transaction of live.db has failed")
         self._fold.apply(op, op_seq, segment, position)
         self.op_seq, self.chain = op_seq, chain
@@ -91,18 +91,18 @@ class LiveState:
             self._write_position()
             self._run("COMMIT").fetchall()
         except BaseException:
-            self._failed = True
+            self.failed = True
             raise
 
     def _flush(self) -> None:
         """Write what waits in RAM; after a failure nothing of it is kept."""
-        if self._failed or not self._connection.in_transaction:
+        if self.failed or not self._connection.in_transaction:
             raise AssertionError("the transaction of live.db has failed")
         try:
             self.extents.flush()
             self.tree.flush()
         except BaseException:
-            self._failed = True
+            self.failed = True
             raise
 
     def _write_position(self) -> None:
@@ -191,7 +191,7 @@ class LiveState:
         """
         lost = not self._connection.in_transaction
         try:
-            if keep and not lost and not self._failed:
+            if keep and not lost and not self.failed:
                 self._commit()
         finally:
             self._connection.close()

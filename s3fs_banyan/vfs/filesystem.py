@@ -21,7 +21,7 @@ from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.data.reader import ChunkGone, Reader
 from s3fs_banyan.errors import (
     AttributeTooBig,
-    Corrupt,
+    DataError,
     Denied,
     Exists,
     FileTooBig,
@@ -226,7 +226,7 @@ class FileSystem:
                     return young
                 with suppress(ChunkGone):  # overwritten or cut off while it was read: again
                     return await self._reader.read(extents, offset, end)
-        except Corrupt as error:
+        except DataError as error:
             log.error("read of inode %d at %d: %s", ino, offset, error)
             raise InputOutput(f"inode {ino} at {offset}: {error}") from error
         except Denied as error:

@@ -17,6 +17,8 @@ def main() -> int:
     title = f"{chosen.rounds} times kill -9 under the full mix on SeaweedFS"
     load_options = ("--duration", "3600", "--seed", str(chosen.seed))
     with session(title, chosen, *load_options) as running:
+        running.load.directory.mkdir()
+        running.mount.sync()
         moments = random.Random(chosen.seed)
         for number in range(1, chosen.rounds + 1):
             lost = number % LOST_DISK_EVERY == 0

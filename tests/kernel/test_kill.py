@@ -44,6 +44,8 @@ def test_a_lost_machine_leaves_the_state_of_the_last_commit(
     volume = make_s3_volume({"commit": {"interval": "1s", "inline_max": "256KiB"}})
     mount = make_mount(volume).start()
     load = Load(mount.path / "db", volume.directory / "oplog", *SMALL_LOAD)
+    load.directory.mkdir()
+    mount.sync()
     moments = random.Random(2)
     try:
         for _ in range(3):

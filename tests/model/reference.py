@@ -23,6 +23,7 @@ from s3fs_banyan.model import (
     Reap,
     RemoveXattr,
     Rename,
+    Rewrite,
     Rmdir,
     SetAttributes,
     SetXattr,
@@ -141,6 +142,9 @@ class ReferenceFS:
                 self._remove(op)
             case Rename():
                 self._rename(op, op_seq)
+            case Rewrite():
+                held = self.nodes[op.ino].data[op.offset : op.offset + len(op.data)]
+                assert held == op.data, f"defragmentation changes bytes of inode {op.ino}"
             case Write():
                 self._write(op, op_seq)
             case SetAttributes():
@@ -175,9 +179,7 @@ class ReferenceFS:
     def _make(self, op: Make, op_seq: int) -> None:
         assert op.ino not in self.nodes, f"inode number {op.ino} is used twice"
         now = op.time_ns
-        self.nodes[op.ino] = Node(
-            op.mode, op.uid, op.gid, op.rdev, now, now, now, target=op.target
-        )
+        self.nodes[op.ino] = Node(op.mode, op.uid, op.gid, op.rdev, now, now, now, target=op.target)
         self._name(op.parent, op.name, op.ino, op_seq, now)
 
     def _remove(self, op: Unlink | Rmdir) -> None:

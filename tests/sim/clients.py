@@ -60,7 +60,9 @@ class ReadOnlyNow(Exception):  # no error: the mount was fenced, its clients end
 class Client:
     """One process: a loop of calls with pauses, until it is cancelled or the mount is fenced."""
 
-    def __init__(self, mount: Mount, rng: Random, tid: int, *, pause_s: float, bytes_max: int):
+    def __init__(
+        self, mount: Mount, rng: Random, tid: int, *, pause_s: float, bytes_max: int
+    ) -> None:
         self._mount = mount
         self._rng = rng
         self._pause_s = pause_s
@@ -108,9 +110,7 @@ class Client:
         return [
             ino
             for ino, node in mount.model.nodes.items()
-            if node.is_directory == directories
-            and not node.target
-            and (nlinks[ino] or held(ino))
+            if node.is_directory == directories and not node.target and (nlinks[ino] or held(ino))
         ]
 
     def _any(self) -> int:
@@ -156,7 +156,8 @@ class Client:
             if mount.state.read_only_reason and error.errno in {errno.EROFS, errno.EIO}:
                 raise ReadOnlyNow from error
             want = wanted()
-            assert error.errno == want, f"{error!r}, the model says errno {want}"
+            if error.errno != want:
+                raise AssertionError(f"{error!r}, the model says errno {want}") from error
         finally:
             if not mount.life.dead:
                 for ino in inodes:
@@ -314,8 +315,8 @@ class Client:
         ino = self._file()
         if ino is not None:
             size = len(self._mount.model.nodes[ino].data)
-            await self._setattr(ino, Changes(size=self._rng.choice(
-                (0, size // 2, max(0, size - 1), size + 3000, self._rng.randint(0, size + 1)))))  # fmt: skip
+            sizes = (0, size // 2, max(0, size - 1), size + 3000, self._rng.randint(0, size + 1))
+            await self._setattr(ino, Changes(size=self._rng.choice(sizes)))
 
     async def _chmod(self) -> None:
         changes = self._rng.choice((
@@ -375,7 +376,9 @@ class Client:
         assert listed == mount.model.nodes[ino].names
         self._check_row(ino)
         node = mount.model.nodes[ino]
-        assert {n: mount.fs.getxattr(ino, n) for n in mount.fs.listxattr(ino, self._caller)} == node.xattrs
+        assert {
+            n: mount.fs.getxattr(ino, n) for n in mount.fs.listxattr(ino, self._caller)
+        } == node.xattrs
         await trio.lowlevel.checkpoint()
 
     async def _fsync(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-_SHM = Path("/dev/shm")
+_SHM = Path("/dev/shm")  # noqa: S108  # the names in it are made by tempfile
 
 
 @pytest.fixture

@@ -176,8 +176,15 @@ def _carry_out(names: dict[str, SimInode], change: _NameChange) -> None:
 class SimDiskHandle:
     """The `Disk` that one life of a daemon sees: it refuses everything once that life is over."""
 
-    def __init__(self, disk: SimDisk, *, vfs: str, alive: Callable[[], None],
-                 sync_fails: Callable[[], bool], sync_takes: Callable[[], None]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        disk: SimDisk,
+        *,
+        vfs: str,
+        alive: Callable[[], None],
+        sync_fails: Callable[[], bool],
+        sync_takes: Callable[[], None],
+    ) -> None:
         self._disk = disk
         self._vfs = vfs
         self.alive = alive

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.commit.state import EngineState
@@ -90,7 +91,8 @@ def _check_pieces(state: EngineState) -> None:
 def _check_packs(committed: Committed) -> None:
     """The live bytes of a pack are the sum of its places; it is dead if and only if 0."""
     run = committed.reader().execute
-    sums = dict(run("SELECT pack, sum(stored_length) FROM place GROUP BY pack").fetchall())
+    rows: Any = run("SELECT pack, sum(stored_length) FROM place GROUP BY pack").fetchall()
+    sums: dict[int, int] = dict(rows)
     for pack, live_bytes, dead_seq in run("SELECT id, live_bytes, dead_seq FROM pack").fetchall():
         assert live_bytes == sums.pop(pack, 0), f"live bytes of pack {pack} drift"
         assert (live_bytes == 0) == (dead_seq is not None), f"pack {pack}: dead or not?"

@@ -42,7 +42,7 @@ class SimVFS(apsw.VFS):
         flags[1] = flags[0]
         return _VFSFile(self._disk, key, inode)
 
-    def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: FBT001, N802
+    def xDelete(self, filename: str, syncdir: bool) -> None:  # noqa: N802
         # Removing the rollback journal is the commit. SQLite syncs the directory only with
         # synchronous=EXTRA; the engine's real databases use a WAL, where a commit is durable.
         if self._is_real(filename):

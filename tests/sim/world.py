@@ -1,8 +1,8 @@
 """A simulated world: machines, a store, lives of daemons, disasters, and what they may do.
 
-    machine    a local directory: a simulated disk, some real files that anybody may lose
-    life       one run of the engine on a machine, from recovery to its end
-    promise    what answered calls said; the next state has to contain it
+machine    a local directory: a simulated disk, some real files that anybody may lose
+life       one run of the engine on a machine, from recovery to its end
+promise    what answered calls said; the next state has to contain it
 """
 
 from __future__ import annotations
@@ -246,7 +246,10 @@ class World:
     # --- lives ---------------------------------------------------------------------------
 
     async def live(self, machine: Machine, plan: Plan) -> Life:
-        """Run one life and return what became of it. Raises `MountFailed` if it was not mounted, `AssertionError`s."""
+        """Run one life and return what became of it.
+
+        Raises `MountFailed` if it was not mounted, `AssertionError` for a broken promise.
+        """
         self._lives += 1
         life = Life(f"life{self._lives}@{machine.name}")
         life.crash_at, life.crash_passes = plan.crash_at, plan.crash_passes
@@ -448,9 +451,7 @@ class Mounted:
         assert step.covers(head_step), "the state lies behind committed.db"
         if alone and state.online:
             assert head.seq == world.store.highest(), "recovery stopped before the log's end"
-        fence = head.fence_chain
-        if fence and fence not in machine.fences:
-            assert step is head_step, "another writer took over, and local changes are still there"
+        if self._given_up(step, head_step, head.fence_chain):
             self._check_set_aside(head_step)
         elif machine.power_was_cut:
             assert machine.last.covers(step), "the state has operations from another history"
@@ -468,6 +469,20 @@ class Mounted:
         check_rows(state, self._model)
         check_state(state)
         self._hook()
+
+    def _given_up(self, step: Step, head_step: Step, fence: int) -> bool:
+        """Tell whether the local changes had to go: the newest writer is another one.
+
+        While the store is away nobody can know that, and the local state goes on. A machine that
+        never became the writer, or whose newest commit is of another history, goes on from that.
+        """
+        machine, online = self.machine, self.state.online
+        foreign = fence != 0 and fence not in machine.fences
+        if not foreign and machine.last.covers(head_step):
+            return False
+        if online:
+            assert step is head_step, "another writer took over, and local changes are still there"
+        return step is head_step
 
     def _check_set_aside(self, head_step: Step) -> None:
         """Changes that were never published are kept and named."""
@@ -497,9 +512,7 @@ class Mounted:
         chain = state.journal.chain
         gone = type(op) is Reap and state.live.tree.attributes(op.ino) is None
         assert before == self._step.chain
-        step = world.history.add(
-            before, chain, op_seq, op, machine=self.machine.name, gone=gone
-        )
+        step = world.history.add(before, chain, op_seq, op, machine=self.machine.name, gone=gone)
         self._step = self.machine.last = step
         self.issued[tid] = op
         self.model.apply(op, op_seq, gone=gone)
@@ -524,13 +537,14 @@ class Mounted:
             self.world.promise_remote(step)
 
 
-def run_world(seed: int | str, dials: Dials, scratch: Path,
-              drive: Callable[[World], Awaitable[None]]) -> World:  # fmt: skip
+def run_world(
+    seed: int | str, dials: Dials, scratch: Path, drive: Callable[[World], Awaitable[None]]
+) -> World:
     """Run a driver in a fresh world with virtual time and a seeded scheduler."""
     world = World(seed, dials, scratch)
     scheduler = trio._core._run
-    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[attr-defined]
-    scheduler._r.seed(f"{seed}/scheduler")  # type: ignore[attr-defined]
+    setattr(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True)  # noqa: B010  # Final, for others
+    scheduler._r.seed(f"{seed}/scheduler")
     gc.freeze()
     try:
         trio.run(drive, world, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -538,4 +552,3 @@ def run_world(seed: int | str, dials: Dials, scratch: Path,
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True, exist_ok=True)
     return world
-

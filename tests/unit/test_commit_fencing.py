@@ -241,7 +241,7 @@ async def test_a_writer_id_alone_proves_nothing(world: World) -> None:
         )
         world.store.write(log_key(footer.seq), encode_footer(footer))
         await write_file(engine, b"a", b"one")
-        with pytest.raises(Fenced):
+        with trio.fail_after(600), pytest.raises(Fenced):
             await engine.committer.commit_once()
 
 
@@ -288,3 +288,19 @@ async def test_the_cut_of_a_commit_is_in_the_journal_before_it_is_in_the_store(
         assert synced
         assert min(synced) >= footer.op_seq
         assert engine.state.cuts[footer.op_seq] == footer.chain
+
+
+async def test_a_fence_below_another_log_object_does_not_count(world: World) -> None:
+    """The key was free only because it had been deleted: the taker looks again after its PUT."""
+    async with running(world.context()) as engine:
+        original = world.store.write
+
+        def race(path: str, data: bytes, **options: object) -> FileMeta:
+            if path == log_key(1):
+                original(log_key(2), b"another writer's commit")
+            return original(path, data, **options)  # type: ignore[arg-type]
+
+        world.store.write = race  # type: ignore[method-assign, assignment]
+        with pytest.raises(Fenced):
+            await engine.publisher.take_epoch()
+        assert engine.state.committed.head.seq == 0

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from s3fs_banyan.meta.committed import PlacementRow, write_placements
 from s3fs_banyan.meta.database import runner
 from s3fs_banyan.meta.tables import STATE_COLUMNS
 from s3fs_banyan.model import CHUNK_BYTES_MAX, Cut, Make, Reap, SetAttributes, Unlink, Write
@@ -247,4 +248,18 @@ def test_set_id_bits_go_with_a_write_that_says_so(twin: Twin) -> None:
     twin.apply(SetAttributes(2, 0o2644, None, None, None, None, None, 1))
     twin.apply(Write(2, 0, True, 1, b"user"))
     assert twin.live.tree.inode(2).mode == 0o102644  # set-gid without execute is mandatory locking
+    twin.close()
+
+
+def test_a_pack_that_nothing_needs_is_dead_from_its_first_commit(twin: Twin) -> None:
+    """Chunks that were being moved may have died at that very cut: their new pack is garbage."""
+    flip, delta, placements = twin.cut()
+    placements.unlink()
+    rows = [PlacementRow(999, 1 << 16, 0, 50, b"")]
+    write_placements(placements, [(1 << 16, "pack/1", "", 50)], rows)
+    twin.publish(flip, delta, placements)
+    with twin.committed.view() as view:
+        (pack,) = view.packs()
+    assert (pack.live_bytes, pack.first_seq, pack.dead_seq) == (0, 1, 1)
+    assert twin.committed.place(999) is None
     twin.close()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import pytest
 import trio
 
 from s3fs_banyan.app.engine import Engine
-from s3fs_banyan.errors import Unavailable
-from s3fs_banyan.format.keys import PACK_PREFIX, log_key, pack_key
+from s3fs_banyan.format.keys import PACK_PREFIX, pack_key
 from s3fs_banyan.journal.log import JournalSettings
-from s3fs_banyan.remote.base import RemoteFileSystem
 from tests.unit.engine_kit import ROOT, World, engine_settings, names, running, write_file
 from tests.unit.test_review_recovery import away
 
@@ -50,8 +47,6 @@ async def test_the_lag_counts_what_is_on_its_way(world: World) -> None:
         switch.away = False
         with trio.fail_after(600):
             await engine.state.wait_commit_done()
-            while engine.committer.phase == "apply":
-                await trio.sleep(0.1)
         assert engine.state.lag_bytes == 500
         assert engine.lag_s < 3600
         nursery.cancel_scope.cancel()
@@ -72,82 +67,39 @@ async def test_a_backlog_is_published_without_a_new_change(world: World) -> None
         switch.away = False
         with trio.fail_after(600):
             while engine.state.committed.head.op_seq == 0:
-                await trio.sleep(1)
+                world.runtime.now_ns += 10 * 10**9
+                await trio.sleep(10)
         nursery.cancel_scope.cancel()
     async with running(world.context("other"), takeover=True) as other:
         assert names(other) == [b"a"]
 
 
-async def test_unlinking_leaves_room_for_the_cut(world: World) -> None:
+async def test_nothing_takes_the_room_of_the_cut(world: World) -> None:
     """A full disk heals by a commit, and a commit needs a CUT record: never take its room."""
     journal = JournalSettings(segment_bytes=1 << 20, spares=2, free_bytes_min=0)
     async with running(world.context(settings=engine_settings(journal=journal))) as engine:
         await engine.committer.take_epoch()
         state = engine.state
-        while len(state.journal._spares) < 2:
-            await trio.sleep(0.1)
+        with trio.fail_after(60):
+            while state.journal.segment_counts[1] < 2:
+                await trio.sleep(0.1)
         state.journal._settings = JournalSettings(
             segment_bytes=1 << 20, spares=0, free_bytes_min=1 << 60
         )
-        count = 0
-        while state.has_room(4000) and count < 10_000:
-            count += 1
-            await write_file(engine, b"n%d" % count, bytes(4000))
-        while state.has_room(0, frees=True) and count:
-            await engine.filesystem.unlink(1, b"n%d" % count, ROOT)
-            await engine.filesystem.make(1, b"n%d" % count, 0o100644, ROOT) if state.has_room(
-                0
-            ) else None
-            count -= 1
-        while state.has_room(0, frees=True):
-            await engine.filesystem.rename(1, names(engine)[0], 1, b"r" * 200, 0, ROOT)
+        name, other = b"a" * 255, b"b" * 255
+        await write_file(engine, name, b"")
+        for _ in range(10_000):
+            if not state.has_room(0, frees=True):
+                break
+            await engine.filesystem.rename(1, name, 1, other, 0, ROOT)
+            name, other = other, name
+            if state.has_room(4000):
+                attributes = engine.filesystem.lookup(1, name)
+                await engine.filesystem.write(attributes.ino, 0, bytes(4000))
+        assert not state.has_room(0, frees=True)
         with trio.fail_after(60):
             await engine.committer.commit_once()
         assert state.has_room(4000)
-
-
-async def test_a_full_disk_does_not_end_the_task_that_takes_the_epoch(world: World) -> None:
-    """ENOSPC is for applications: the committer waits for room."""
-    async with running(world.context()) as engine:
-        journal = engine.state.journal
-        original = journal.has_room
-        journal.has_room = lambda *_, **__: False  # type: ignore[method-assign]
-        journal.disk_full = True
-        engine.state.online = False
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(engine.committer.take_epoch)
-            await trio.sleep(10)
-            journal.has_room = original  # type: ignore[method-assign]
-            journal.disk_full = False
-        assert engine.committer.has_epoch
-
-
-async def test_a_damaged_answer_does_not_end_the_committer(world: World) -> None:
-    """A bit flips on the way while a collision is looked at: look again."""
-    async with running(world.context()) as engine:
-        await engine.committer.take_epoch()
-        await write_file(engine, b"a", b"one")
-        original_read, original_write = world.store.read, world.store.write
-        flips = [2]
-
-        def write(path: str, data: bytes, **options: object) -> object:
-            meta = original_write(path, data, **options)  # type: ignore[arg-type]
-            if path == log_key(2) and flips[0]:
-                raise Unavailable("injected: the answer was lost")
-            return meta
-
-        def read(path: str, **options: object) -> bytes:
-            data = original_read(path, **options)  # type: ignore[arg-type]
-            if path == log_key(2) and flips[0]:
-                flips[0] -= 1
-                return data[:-1] + bytes([data[-1] ^ 1])
-            return data
-
-        world.store.write = write  # type: ignore[method-assign, assignment]
-        world.store.read = read  # type: ignore[method-assign, assignment]
-        await engine.committer.commit_once()
-        assert engine.state.committed.head.seq == 2
-        assert flips == [0]
 
 
 async def test_checkpoints_come_without_reclaim_asking_for_one(world: World) -> None:
@@ -176,10 +128,3 @@ async def test_a_writer_that_was_overtaken_deletes_nothing(world: World) -> None
             plan = old.reclaimer._plan(old.state.committed.head, world.runtime.now_ns)
             assert plan.keys == []
         assert [meta.path for meta in world.store.list(PACK_PREFIX)] == [orphan]
-
-
-def test_the_switch_is_a_store() -> None:
-    """The cast in these tests hides nothing: every attribute is the real store's."""
-    world = World(Path("unused"))
-    _, store = away(world.store, now=False)
-    assert cast("RemoteFileSystem", store).capabilities == world.store.capabilities
