@@ -1,7 +1,7 @@
-"""The mount of the kernel tests, for tests that read `docs/semantics.md`."""
+"""The volumes and mounts of the kernel tests, for tests that quote the documents."""
 
 from __future__ import annotations
 
-from tests.kernel.conftest import shared, tree
+from tests.kernel.conftest import make_mount, make_s3_volume, proxy, shared, tree, volume
 
-__all__ = ["shared", "tree"]
+__all__ = ["make_mount", "make_s3_volume", "proxy", "shared", "tree", "volume"]

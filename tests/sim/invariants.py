@@ -92,7 +92,7 @@ def _check_packs(committed: Committed) -> None:
     """The live bytes of a pack are the sum of its places; it is dead if and only if 0."""
     run = committed.reader().execute
     rows: Any = run("SELECT pack, sum(stored_length) FROM place GROUP BY pack").fetchall()
-    sums: dict[int, int] = dict(rows)
+    sums: dict[Any, Any] = dict(rows)
     for pack, live_bytes, dead_seq in run("SELECT id, live_bytes, dead_seq FROM pack").fetchall():
         assert live_bytes == sums.pop(pack, 0), f"live bytes of pack {pack} drift"
         assert (live_bytes == 0) == (dead_seq is not None), f"pack {pack}: dead or not?"
