@@ -196,7 +196,7 @@ class Remote(Section):
         default=30.0, alias="read_timeout"
     )
     retry_deadline_s: Annotated[float, _seconds(most=DAY_S)] = Field(
-        default=60.0, alias="retry_deadline"
+        default=20.0, alias="retry_deadline"
     )
     connections: int = Field(default=24, ge=1, le=256)
 

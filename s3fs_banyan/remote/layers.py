@@ -153,6 +153,10 @@ class RetryLayer(_Layer):
     `Throttled`, which the store says before any effect. One call gets `deadline_s` in all,
     sleeps included: a wait that would pass it is not begun, and the last error is raised. A
     listing goes on after the last path that it gave, with a fresh deadline for each item.
+
+    After a call that found the store away for its whole deadline, the next ones try once only,
+    until one succeeds: whoever waits for the store (the committer, a read, a mount that goes on
+    from its local state) does so above this layer, and need not wait twice.
     """
 
     def __init__(
@@ -170,37 +174,52 @@ class RetryLayer(_Layer):
         self._sleep = sleep
         self._clock = clock
         self._jitter = jitter
+        self._is_away = False
 
     def _call(self, verb: str, call: Callable[[], T], bytes_sent: int = 0) -> T:
-        end_s = self._clock() + self._deadline_s
+        end_s = self._end_s()
         attempt = 0
         while True:
             try:
-                return call()
+                result = call()
             except StoreError as error:
-                if not self._may_repeat(verb, error) or not self._wait(attempt, end_s, error):
+                if not self._may_repeat(verb, error):
                     raise
+                if not self._wait(attempt, end_s, error):
+                    self._is_away = isinstance(error, Unavailable)
+                    raise
+            else:
+                self._is_away = False
+                return result
             attempt += 1
 
     def _iterate(self, verb: str, after: Callable[[T | None], Iterator[T]]) -> Iterator[T]:
         last: T | None = None
         items = after(None)
-        end_s = self._clock() + self._deadline_s
+        end_s = self._end_s()
         attempt = 0
         while True:
             try:
                 last = next(items)
             except StopIteration:
+                self._is_away = False
                 return
             except StoreError as error:
-                if not self._may_repeat(verb, error) or not self._wait(attempt, end_s, error):
+                if not self._may_repeat(verb, error):
+                    raise
+                if not self._wait(attempt, end_s, error):
+                    self._is_away = isinstance(error, Unavailable)
                     raise
                 items = after(last)  # an iterator that raised is finished
                 attempt += 1
                 continue
+            self._is_away = False
             yield last
-            end_s = self._clock() + self._deadline_s
+            end_s = self._end_s()
             attempt = 0
+
+    def _end_s(self) -> float:
+        return self._clock() + (0.0 if self._is_away else self._deadline_s)
 
     def _may_repeat(self, verb: str, error: StoreError) -> bool:
         return error.retryable and (verb in REPEATABLE_VERBS or isinstance(error, Throttled))

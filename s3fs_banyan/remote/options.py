@@ -43,7 +43,7 @@ class StoreOptions:
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 30.0
     connections: int = 24
-    retry_deadline_s: float = 60.0
+    retry_deadline_s: float = 20.0
     etag_is_md5: bool = True
     """False for a service whose ETag has the look of an MD5 and is none."""
 

@@ -314,3 +314,24 @@ def test_every_store_error_has_an_outcome() -> None:
     }
     assert kinds == set(OUTCOMES)
     assert len(set(OUTCOMES.values())) == len(OUTCOMES)
+
+
+def test_a_store_found_away_is_asked_once_until_it_answers() -> None:
+    """A mount during an outage would else wait out one deadline for each call it makes."""
+    away = [Unavailable("gone") for _ in range(40)]
+    inner, world = Scripted(*away), World()
+    store = world.retry(inner, deadline_s=30.0)
+    with pytest.raises(Unavailable):
+        store.read("x")
+    first = len(inner.calls)
+    assert first > 1
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            store.read("x")
+        with pytest.raises(Unavailable):
+            list(store.list())
+    assert len(inner.calls) == first + 6
+    inner.script = []
+    assert store.read("x") == b"0123456789"
+    inner.script = [Unavailable("a moment")]
+    assert store.read("x") == b"0123456789"

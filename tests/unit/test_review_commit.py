@@ -17,9 +17,8 @@ pytestmark = pytest.mark.allow_log_warnings
 
 
 @pytest.fixture
-def world(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> World:
+def world(tmp_path: Path) -> World:
     """A world of one machine, a."""
-    del autojump_clock
     return World(tmp_path)
 
 
@@ -52,8 +51,11 @@ async def test_the_lag_counts_what_is_on_its_way(world: World) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_backlog_is_published_without_a_new_change(world: World) -> None:
+async def test_a_backlog_is_published_without_a_new_change(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
     """Mounted while the store was away and only read since: published when it is back."""
+    del autojump_clock
     async with running(world.context()) as engine:
         await engine.committer.take_epoch()
         await write_file(engine, b"a", b"backlog")

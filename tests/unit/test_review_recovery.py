@@ -9,7 +9,6 @@ from typing import cast
 
 import apsw
 import pytest
-import trio
 
 from s3fs_banyan.errors import Corrupt, Refused, Unavailable
 from s3fs_banyan.format.checksum import Bytes
@@ -42,9 +41,8 @@ def away(store: MemoryStore, *, now: bool = True) -> tuple[AwayStore, RemoteFile
 
 
 @pytest.fixture
-def world(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> World:
+def world(tmp_path: Path) -> World:
     """A world of one machine, a."""
-    del autojump_clock
     return World(tmp_path)
 
 
