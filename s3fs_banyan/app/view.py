@@ -10,21 +10,20 @@ from __future__ import annotations
 import stat
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.data.blocks import MemoryBlockCache
 from s3fs_banyan.data.objects import ObjectReader
 from s3fs_banyan.data.reader import Reader
-from s3fs_banyan.errors import ExitCode, FSError, StoreError, UsageError
+from s3fs_banyan.errors import ExitCode, FSError, UsageError
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.meta.committed import Committed
 from s3fs_banyan.meta.extents import Extents
 from s3fs_banyan.meta.tree import Tree
 from s3fs_banyan.model import ROOT_INO, Attributes, Piece, Place
 from s3fs_banyan.observe import Metrics
-from s3fs_banyan.remote.base import Capabilities, FileMeta, RemoteFileSystem
+from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.runtime import RealRuntime
 from s3fs_banyan.vfs.filesystem import Caller, FileSystem
 
@@ -64,52 +63,6 @@ class CommittedChunks:
         return self._committed.object_size(key)
 
 
-class ImpatientStore:
-    """A store whose reads fail for good where they could be tried again later."""
-
-    def __init__(self, store: RemoteFileSystem) -> None:
-        self._store = store
-
-    @property
-    def url(self) -> str:
-        return self._store.url
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._store.capabilities
-
-    def list(self, prefix: str = "", *, start_after: str = "") -> Iterator[FileMeta]:
-        return self._store.list(prefix, start_after=start_after)
-
-    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
-        try:
-            return self._store.read(path, offset=offset, length=length)
-        except StoreError as error:
-            if not error.retryable:
-                raise
-            raise StoreError(str(error)) from error
-
-    def write(
-        self,
-        path: str,
-        data: bytes | bytearray | memoryview,
-        *,
-        if_absent: bool = False,
-        storage_class: str = "",
-    ) -> FileMeta:
-        return self._store.write(path, data, if_absent=if_absent, storage_class=storage_class)
-
-    def delete(self, paths: Sequence[str]) -> None:
-        self._store.delete(paths)
-
-    def stat(self, path: str) -> FileMeta:
-        return self._store.stat(path)
-
-    def close(self) -> None:
-        self._store.close()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """A name found in a volume."""
 
@@ -147,10 +100,11 @@ class View:
         tree = Tree(committed.reader())
         extents = Extents(committed.reader(), tree)
         objects = ObjectReader(
-            store=ImpatientStore(store),
+            store=store,
             cache=MemoryBlockCache(_CACHE_BYTES),
             runtime=runtime,
             metrics=metrics,
+            is_patient=False,
         )
         self.filesystem = FileSystem(
             tree=tree,

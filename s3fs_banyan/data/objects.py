@@ -18,7 +18,7 @@ from typing import Final
 import trio
 
 from s3fs_banyan.data.blocks import BlockCache
-from s3fs_banyan.errors import StoreError
+from s3fs_banyan.errors import ObjectMissing, StoreError
 from s3fs_banyan.observe import Metrics
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.runtime import Runtime
@@ -37,8 +37,16 @@ class ObjectReader:
     """Reads ranges of store objects. One event loop; blocking work runs in threads."""
 
     def __init__(
-        self, *, store: RemoteFileSystem, cache: BlockCache, runtime: Runtime, metrics: Metrics
+        self,
+        *,
+        store: RemoteFileSystem,
+        cache: BlockCache,
+        runtime: Runtime,
+        metrics: Metrics,
+        is_patient: bool = True,
     ) -> None:
+        """`is_patient`: wait for a store that is away or refuses, as a mount must."""
+        self._is_patient = is_patient
         self._store = store
         self._cache = cache
         self._runtime = runtime
@@ -50,8 +58,8 @@ class ObjectReader:
     async def read(self, key: str, offset: int, length: int, size: int) -> bytes:
         """Return bytes [offset, offset + length) of an object of `size` bytes.
 
-        Raises `ObjectMissing` and the store's permanent errors; waits for as long as the store
-        is away. Safe to cancel.
+        Raises `ObjectMissing`. Waits for as long as the store is away or refuses (expired keys
+        can be renewed, and nothing is lost meanwhile); an impatient reader raises. Safe to cancel.
         """
         block_bytes = self._cache.block_bytes
         first = offset // block_bytes
@@ -140,10 +148,11 @@ class ObjectReader:
                     self._read_range, key, start, length, pool="store"
                 )
             except StoreError as error:
-                if not error.retryable:
+                if isinstance(error, ObjectMissing) or not self._is_patient:
                     raise
                 if not warned:
-                    log.warning("a read of %s waits for the store: %s", key, error)
+                    level = logging.WARNING if error.retryable else logging.ERROR
+                    log.log(level, "a read of %s waits for the store: %s", key, error)
                     warned = True
                 await trio.sleep(_RETRY_S)
                 continue

@@ -146,9 +146,15 @@ class Session:
 
 def _end(pid: int, owner: str) -> None:
     """Wait for a daemon that was detached; one that does not end by itself is killed."""
-    command = Path(f"/proc/{pid}/cmdline")
     deadline = time.monotonic() + _END_WITHIN_S
-    while pid and command.exists() and owner in command.read_text(encoding="utf-8"):
+    while _is_ours(pid, owner):
         if time.monotonic() > deadline:
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
+
+
+def _is_ours(pid: int, owner: str) -> bool:
+    try:
+        return owner in Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8")
+    except OSError:  # it has ended
+        return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -92,7 +91,6 @@ def test_the_unit_file_mounts_waits_and_unmounts() -> None:
             daemon.kill()
             daemon.wait()
             daemon = session.start(commands["ExecStart"])
-            time.sleep(0.1)
             assert session.run(f"timeout 60 {commands['ExecStartPost']}") == ("", 0)
             assert (place / "file").read_bytes() == b"kept"
             shown, code = session.run(commands["ExecStop"])

@@ -8,7 +8,7 @@ was promised (the *floor*), and the path must contain the floor.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from s3fs_banyan.model import Operation
 from tests.model.reference import ReferenceFS
@@ -21,7 +21,7 @@ class Step:
     chain: int
     op_seq: int
     op: Operation | None
-    parent: Step | None
+    parent: Step | None = field(repr=False)
     machine: str
     gone: bool = False
 

@@ -453,6 +453,8 @@ class Mounted:
             assert head.seq == world.store.highest(), "recovery stopped before the log's end"
         if self._given_up(step, head_step, head.fence_chain):
             self._check_set_aside(head_step)
+            # From here on this machine continues that writer, until somebody else begins an epoch.
+            machine.fences.add(head.fence_chain)
         elif machine.power_was_cut:
             assert machine.last.covers(step), "the state has operations from another history"
             assert step.covers(machine.synced), (
