@@ -8,11 +8,12 @@ trio's MockClock they are virtual by themselves. Nothing else in the package imp
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol, TypeVar, TypeVarTuple
+from typing import NoReturn, Protocol, TypeVar, TypeVarTuple
 
 import trio
 
@@ -107,6 +108,12 @@ Sleeper = Callable[[float], Awaitable[None]]
 def sleep_blocking(seconds: float) -> None:
     """Sleep in a worker thread (the retry layer's back-off); never on the event loop."""
     time.sleep(seconds)
+
+
+def end_process(code: int) -> NoReturn:
+    """End the process now, without waiting for threads that wait for a store."""
+    logging.shutdown()
+    os._exit(code)
 
 
 monotonic_ns = time.monotonic_ns

@@ -41,6 +41,7 @@ from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.data.cache import DiskBlockCache
 from s3fs_banyan.errors import (
     DataError,
+    ExitCode,
     ObjectMissing,
     ReadOnly,
     Refused,
@@ -54,7 +55,7 @@ from s3fs_banyan.journal.disk import DirectoryLock, RealDisk
 from s3fs_banyan.kernel import KernelMount, KernelOptions, check_mountpoint, unmount
 from s3fs_banyan.observe import Metrics, serve_metrics
 from s3fs_banyan.remote.base import RemoteFileSystem
-from s3fs_banyan.runtime import RealRuntime
+from s3fs_banyan.runtime import RealRuntime, end_process
 
 log = logging.getLogger(__name__)
 
@@ -288,7 +289,11 @@ async def _drain(engine: Engine) -> bool:
     """Bring everything into the store; false if this mount never can."""
     if engine.state.read_only_reason or engine.state.broken:
         return False
-    await engine.committer.drain()
+    try:
+        await engine.committer.drain()
+    except ReadOnly as error:
+        log.error("what was not published stays in %s: %s", engine.ctx.local.root, error)
+        return False
     await engine.leave()
     return True
 
@@ -311,7 +316,7 @@ async def _watch_signals(request: MountRequest, engine: Engine) -> None:
                     number,
                     engine.ctx.local.root,
                 )
-                raise SystemExit(0)
+                end_process(ExitCode.OK)  # as safe as any death; a cancelled request could last
             first = False
             log.info("signal %d: unmounting", number)
             try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import stat
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from s3fs_banyan.commit.log_store import CommitLog
@@ -63,6 +64,7 @@ class CommittedChunks:
         return self._committed.object_size(key)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """A name found in a volume."""
 
