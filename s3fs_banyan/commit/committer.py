@@ -136,6 +136,8 @@ class Committer:
         was published without being applied is adopted like one of a former life.
         """
         self._state.live.merge_dirty()
+        self._state.note_dirty()
+        self._state.notify_covered()  # who waited for the cut that failed asks again
         try:
             while True:
                 await self._wait_due()

@@ -233,6 +233,7 @@ def _give_up_journal(ctx: Context, committed: Committed, facts: _JournalFacts) -
             if path.exists():
                 path.rename(directory / path.name)
         ctx.disk.sync_directory(directory)
+        ctx.disk.sync_directory(ctx.local.aside)
         kept = str(directory)
         log.error(
             "another writer took this volume over; changes never published are kept in %s",
@@ -290,7 +291,8 @@ def _open_live(
         floor = live.op_seq
         live.merge_dirty()
         replayed = _replay_into(ctx, live, _fresh(facts.found), end)
-        if not end.base_found and (live.op_seq, live.chain) != (head.op_seq, head.chain):
+        behind = not end.base_found and (live.op_seq, live.chain) != (head.op_seq, head.chain)
+        if behind or live.op_seq < facts.op_seq:
             live.close(keep=False)
             live = None
     made = live is None

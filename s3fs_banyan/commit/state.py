@@ -55,9 +55,9 @@ class EngineState:
         self._cut_bytes = 0
         self._cut_oldest_ns = 0
         """The same of what was cut and is on its way."""
-        if self.live.is_dirty():
+        self.note_dirty()
+        if self.oldest_uncommitted_ns:
             self.uncommitted_bytes = self.journal.backlog_bytes
-            self.oldest_uncommitted_ns = ctx.runtime.monotonic_ns()
         self.waiting_writers = 0
         self.journal.on_moved = self.live.extents.move_pieces
 
@@ -72,6 +72,12 @@ class EngineState:
     def lag_since_ns(self) -> int:
         """When the oldest change was made that is not in the store yet; 0 if all are."""
         return self._cut_oldest_ns or self.oldest_uncommitted_ns
+
+    def note_dirty(self) -> None:
+        """Let a commit be due after the interval if anything is dirty: a backlog, a failed cut."""
+        if not self.oldest_uncommitted_ns and self.live.is_dirty():
+            self.oldest_uncommitted_ns = self.ctx.runtime.monotonic_ns()
+            self.commit_requests.set()
 
     def note_cut(self) -> None:
         """What was dirty is on its way; a cut that was dropped before is in it."""

@@ -24,6 +24,7 @@ import trio
 from s3fs_banyan.errors import Corrupt
 from s3fs_banyan.format.checksum import Bytes, xxh3
 from s3fs_banyan.format.record import (
+    RECORD_HEADER_BYTES,
     SEGMENT_HEADER_BYTES,
     WRITE_DATA_OFFSET,
     SegmentHeader,
@@ -164,6 +165,9 @@ class Journal:
                 self.backlog_bytes += kept.end - SEGMENT_HEADER_BYTES
                 self._dirty.append(kept)
             elif file.size() == self._settings.segment_bytes:
+                if segment.header is None:
+                    # Records without a header were judged before; they say nothing any more.
+                    file.pwritev((bytes(RECORD_HEADER_BYTES),), SEGMENT_HEADER_BYTES)
                 self._spares.append((segment.path, file))
             else:
                 file.close()

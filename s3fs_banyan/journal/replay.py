@@ -37,6 +37,8 @@ class FoundSegment:
     path: Path
     header: SegmentHeader | None
     """None for a file without an intact header: free for use."""
+    foreign: bool = False
+    """Its header is intact, but of another volume."""
     first_op_seq: int = 0
     last_op_seq: int = 0
     """Of the records replayed or skipped in it; 0 if none belongs to the chain."""
@@ -82,9 +84,8 @@ def segment_files(disk: Disk, directory: Path, volume_id: bytes) -> list[FoundSe
             header = decode_segment_header(file.pread(SEGMENT_HEADER_BYTES, 0))
         finally:
             file.close()
-        if header is not None and header.volume_id != volume_id:
-            header = None
-        found.append(FoundSegment(path=path, header=header))
+        foreign = header is not None and header.volume_id != volume_id
+        found.append(FoundSegment(path=path, header=None if foreign else header, foreign=foreign))
     return sorted(found, key=lambda s: (s.header is None, s.header.number if s.header else 0))
 
 
@@ -103,6 +104,8 @@ def replay(
         start -= 1  # the first copies of records that were rewritten: pieces may lie in both
     for index, segment in enumerate(found):
         if segment.header is None:
+            if not segment.foreign:
+                end.synced_mark = max(end.synced_mark, _mark_without_header(disk, segment))
             continue
         # Whoever began a segment knew where the log ended: marks above it, in older segments, are
         # those of records that were given up (--accept-loss).
@@ -129,6 +132,26 @@ def _reaches_behind(disk: Disk, segment: FoundSegment, base_op_seq: int) -> bool
     if segment.header is None:
         return False
     return any(head.op_seq > base_op_seq for _, head in _heads(_read_whole(disk, segment)))
+
+
+def _mark_without_header(disk: Disk, segment: FoundSegment) -> int:
+    """Return the highest synced mark in a file whose header rotted; 0 for one never used.
+
+    From its second record on each one is verified by the one before.
+    """
+    file = disk.open(segment.path)
+    try:
+        if peek_record(file.pread(SEGMENT_HEADER_BYTES * 2, 0), SEGMENT_HEADER_BYTES) is None:
+            return 0
+    finally:
+        file.close()
+    buffer = _read_whole(disk, segment)
+    mark, chain = 0, None
+    for position, head in _heads(buffer):
+        if chain is not None and head_continues(buffer, position, head, chain):
+            mark = max(mark, head.synced_seq)
+        chain = head.checksum
+    return mark
 
 
 def _read_whole(disk: Disk, segment: FoundSegment) -> bytes:

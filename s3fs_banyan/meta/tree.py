@@ -84,6 +84,9 @@ class Tree:
         self.inode_count -= 1
         if ino in self._new:
             self._new.discard(ino)
+            # A commit of a former life, adopted later, may hold the row never written here.
+            noted = "INSERT OR IGNORE INTO dirty_inode SELECT active, ? FROM flip"
+            self._run(noted, (ino,)).fetchall()
         else:
             self._run("DELETE FROM inode WHERE ino = ?", (ino,)).fetchall()
 

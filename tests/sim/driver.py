@@ -114,7 +114,8 @@ async def _overlap(world: World, first: Machine, plan: Plan, rng: Random) -> Mac
             await mount(world, second, other)
         except MountFailed as error:
             # The first one publishes faster than the second reads: it stays the writer.
-            assert "Fenced" in str(error)
+            if "Fenced" not in str(error):
+                raise
             world.note("the takeover was too slow")
         await trio.sleep(rng.random() * 3)
         plan.until.set()

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from s3fs_banyan.app.mount import _drain
+from s3fs_banyan.commit.sealing import SealJob
 from s3fs_banyan.format.keys import PACK_PREFIX, pack_key
 from s3fs_banyan.journal.log import JournalSettings
 from tests.unit.engine_kit import ROOT, World, engine_settings, names, running, write_file
@@ -122,3 +124,43 @@ async def test_a_writer_that_was_overtaken_deletes_nothing(world: World) -> None
             plan = old.reclaimer._plan(old.state.committed.head, world.runtime.now_ns)
             assert plan.keys == []
         assert [meta.path for meta in world.store.list(PACK_PREFIX)] == [orphan]
+
+
+async def test_a_drain_that_finds_another_writer_ends_with_a_word(world: World) -> None:
+    """An unmount must not fail with a traceback because this writer was taken over."""
+    async with running(world.context("a")) as old, trio.open_nursery() as nursery:
+        await old.committer.take_epoch()
+        await write_file(old, b"a", b"never published")
+        async with running(world.context("b"), writer=b"b" * 16, takeover=True) as new:
+            await new.committer.take_epoch()
+        nursery.start_soon(old.committer.run)
+        assert not await _drain(old)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_commit_that_failed_is_made_again_without_a_new_change(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The committer begins again after a defect: what was cut must not wait for the next write."""
+    del autojump_clock
+    async with running(world.context()) as engine, trio.open_nursery() as nursery:
+        await engine.committer.take_epoch()
+        await write_file(engine, b"a", b"waits")
+        original = engine.worker.begin
+
+        async def fail_once(job: SealJob) -> int:
+            engine.worker.begin = original  # type: ignore[method-assign]
+            await trio.lowlevel.checkpoint()
+            raise RuntimeError("injected: a defect")
+
+        engine.worker.begin = fail_once  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError, match="injected"):
+            await engine.committer.commit_once()
+        nursery.start_soon(engine.committer.run)
+        with trio.fail_after(600):
+            while engine.state.committed.head.op_seq == 0:
+                world.runtime.now_ns += 10 * 10**9
+                await trio.sleep(10)
+        nursery.cancel_scope.cancel()
+    async with running(world.context("other"), takeover=True) as other:
+        assert names(other) == [b"a"]

@@ -280,3 +280,29 @@ async def test_a_commit_whose_cut_was_rewritten_seals_the_good_copy(
         assert await read_file(engine, b"a") == b"precious bytes"
     async with running(world.context("fresh"), takeover=True) as other:
         assert await read_file(other, b"a") == b"precious bytes"
+
+
+async def test_a_segment_whose_header_rotted_is_no_power_cut(world: World) -> None:
+    """Its records were synced; taken for a free file it would be written over."""
+    async with running(world.context()) as engine:
+        await engine.committer.take_epoch()
+        await write_file(engine, b"a", b"committed")
+        await engine.committer.commit_once()
+        for number in range(3):
+            await write_file(engine, b"n%d" % number, b"precious")
+            await engine.state.wait_durable()
+        path = engine.state.journal.segment_paths()[-1]
+    data = path.read_bytes()
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    for _ in range(2):
+        with pytest.raises(Corrupt, match="--accept-loss"):
+            async with running(world.context(boot="boot-2")):
+                pass
+    path.write_bytes(data)
+    async with running(world.context(boot="boot-2")) as engine:
+        assert names(engine) == [b"a", b"n0", b"n1", b"n2"]
+    path.write_bytes(bytes([data[0] ^ 1]) + data[1:])
+    async with running(world.context(boot="boot-3"), accept_loss=True) as engine:
+        assert names(engine)[0] == b"a"
+    async with running(world.context(boot="boot-4")) as engine:
+        assert names(engine)[0] == b"a"
