@@ -25,9 +25,9 @@ from s3fs_banyan.commit.worker import Worker
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.data.objects import ObjectReader
 from s3fs_banyan.data.reader import Reader
-from s3fs_banyan.errors import StoreError
+from s3fs_banyan.errors import DataError, StoreError
 from s3fs_banyan.format.keys import WRITER
-from s3fs_banyan.format.volume import Heartbeat, encode_heartbeat
+from s3fs_banyan.format.volume import Heartbeat, decode_heartbeat, encode_heartbeat
 from s3fs_banyan.vfs.defragment import Defragmenter
 from s3fs_banyan.vfs.filesystem import FileSystem
 
@@ -187,13 +187,19 @@ class Engine:
         )
         self.ctx.store.write(WRITER, encode_heartbeat(heartbeat))
 
+    def _remove_heartbeat(self) -> None:
+        """Remove the heartbeat if it is this writer's: another one may have taken over."""
+        heartbeat = decode_heartbeat(self.ctx.store.read(WRITER), WRITER)
+        if heartbeat.writer == self.writer.hex():
+            self.ctx.store.delete([WRITER])
+
     async def leave(self) -> None:
         """After a clean drain: no heartbeat, so the next machine need not wait or take over."""
         if self.state.read_only_reason or not self.committer.has_epoch:
             return
         try:
-            await self.ctx.runtime.in_thread(self.ctx.store.delete, [WRITER], pool="store")
-        except StoreError as error:
+            await self.ctx.runtime.in_thread(self._remove_heartbeat, pool="store")
+        except (DataError, StoreError) as error:
             log.info("the heartbeat stays: %s", error)
 
 

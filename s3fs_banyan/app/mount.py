@@ -42,6 +42,7 @@ from s3fs_banyan.data.cache import DiskBlockCache
 from s3fs_banyan.errors import (
     DataError,
     ExitCode,
+    Fenced,
     ObjectMissing,
     ReadOnly,
     Refused,
@@ -61,6 +62,8 @@ log = logging.getLogger(__name__)
 
 _FAREWELL_S = 0.1
 """How long those who wait for the unmount have to be told that all is in the store."""
+_TAKEOVER_ATTEMPTS = 20
+_TAKEOVER_PAUSE_S = 0.2
 _SWITCH_INTERVAL_S = 0.0002
 """A busy thread must not keep the event loop waiting for the default 5 ms."""
 
@@ -209,6 +212,27 @@ async def _run(
     writer: bytes,
     on_ready: Callable[[], None],
 ) -> None:
+    """Live once; begin anew if another writer published between recovery and our fence."""
+    for attempt in range(1, _TAKEOVER_ATTEMPTS + 1):
+        try:
+            await _live(request, ctx, cache, writer, on_ready)
+        except Fenced as error:
+            if attempt == _TAKEOVER_ATTEMPTS:
+                raise
+            log.info("another writer was faster, trying again: %s", error)
+            await trio.sleep(_TAKEOVER_PAUSE_S)
+        else:
+            return
+
+
+async def _live(
+    request: MountRequest,
+    ctx: Context,
+    cache: BlockCache,
+    writer: bytes,
+    on_ready: Callable[[], None],
+) -> None:
+    """Open, become the writer, serve, drain. Raises `Fenced` only before anything was served."""
     worker = WorkerProcess(_worker_setup(request, ctx), on_restart=ctx.metrics.worker_restarts.add)
     async with open_engine(
         ctx,
@@ -218,11 +242,11 @@ async def _run(
         takeover=request.takeover,
         accept_loss=request.accept_loss,
     ) as engine:
+        await engine.become_writer()
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(worker.run)
                 engine.start(nursery)
-                await engine.become_writer()
                 await _serve_kernel(request, engine, nursery, on_ready)
                 nursery.cancel_scope.cancel()
         finally:

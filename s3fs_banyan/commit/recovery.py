@@ -88,7 +88,7 @@ def recover(ctx: Context, *, takeover: bool, accept_loss: bool) -> Recovered:
         live=live,
         committed=committed,
         online=online,
-        set_aside=set_aside,
+        set_aside=set_aside or _kept_aside(ctx.local),
         replayed=replayed,
         cuts=facts.cuts,
     )
@@ -99,6 +99,12 @@ def recover(ctx: Context, *, takeover: bool, accept_loss: bool) -> Recovered:
         replayed,
     )
     return recovered
+
+
+def _kept_aside(local: LocalDirectory) -> str:
+    """Return where changes were set aside in earlier lives, until a person removes them."""
+    kept = sorted(path for path in local.aside.glob("*") if any(path.iterdir()))
+    return ", ".join(str(path) for path in kept)
 
 
 # --- committed.db ------------------------------------------------------------------------
@@ -326,7 +332,12 @@ def _open_live(
         segment.last_op_seq = segment.last_op_seq or live.op_seq
     journal.adopt(facts.found, used)
     journal.on_moved = live.extents.move_pieces
-    journal.begin(live.op_seq, live.chain, facts.unsynced if whole else ())
+    try:
+        journal.begin(live.op_seq, live.chain, facts.unsynced if whole else ())
+    except OSError:
+        journal.close()
+        live.close(keep=False)
+        raise
     return live, journal, replayed
 
 

@@ -190,6 +190,8 @@ def _walk(
                 if behind_base and not any(segment is used for used in end.used):
                     # A copy, rewritten after a failed sync: live.db's pieces may lie here.
                     end.used.append(segment)
+            elif head.op_seq in history:
+                joined = False  # another operation of this number: what follows is not ours
             continue
         if not joined or not alive:
             continue

@@ -229,6 +229,11 @@ class _File:
         self._disk = disk
 
     def pwritev(self, buffers: Sequence[Bytes], position: int) -> None:
+        if position and self._disk.write_failures_left:
+            self._disk.write_failures_left -= 1
+            if self._disk.write_failures_left:
+                self._file.pwritev(buffers, position)  # whole, and reported as failed
+            raise OSError("injected: the write failed")
         self._file.pwritev(buffers, position)
 
     def pread(self, length: int, position: int) -> bytes:
@@ -251,6 +256,7 @@ class FailingDisk(RealDisk):
     """A disk that fails the next syncs of journal segments."""
 
     failures_left = 0
+    write_failures_left = 0
 
     def open(self, path: Path, *, create: bool = False) -> DiskFile:
         return _File(super().open(path, create=create), self)
@@ -306,3 +312,26 @@ async def test_a_segment_whose_header_rotted_is_no_power_cut(world: World) -> No
         assert names(engine)[0] == b"a"
     async with running(world.context(boot="boot-4")) as engine:
         assert names(engine)[0] == b"a"
+
+
+async def test_two_operations_of_one_number_are_not_mixed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that failed twice reached the old segment all the same; the next took its number."""
+    disk = FailingDisk()
+    monkeypatch.setattr("tests.unit.engine_kit.RealDisk", lambda: disk)
+    async with running(world.context()) as engine:
+        await engine.committer.take_epoch()
+        while engine.state.journal.segment_counts[1] < 2:
+            await engine.state.journal.wait_changed()
+        disk.write_failures_left = 2
+        with pytest.raises(OSError, match="injected"):
+            await write_file(engine, b"refused", b"")
+        await write_file(engine, b"one", b"1")
+        await write_file(engine, b"two", b"2")
+        await engine.state.wait_durable()
+        await write_file(engine, b"three", b"3")
+        await engine.state.wait_durable()
+    with pytest.raises(Corrupt, match="--accept-loss"):
+        async with running(world.context(boot="boot-2")):
+            pass
