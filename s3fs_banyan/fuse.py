@@ -31,8 +31,11 @@ T = TypeVar("T")
 
 FOREVER_S: Final = 10_000_000.0
 FOLLOWER_TIMEOUT_S: Final = 1.0
-_SPIN_NS: Final = 30_000
-"""How long the next request is looked for before the task sleeps."""
+_SPIN_NS: Final = 200_000
+"""How long the next request is looked for at most, if looking pays, before the task sleeps."""
+_SPIN_NS_MIN: Final = 20_000
+_CROWD: Final = 0.4
+"""Above this share many callers are at work: they need the processor, and the queue is full."""
 _YIELD_NS: Final = 1_000_000
 """Other tasks get a turn at least this often while requests keep coming."""
 _DOT_ENTRIES: Final = 2
@@ -103,6 +106,10 @@ class Operations(pyfuse3.Operations):
         self.requests: dict[str, FuseRequest] = {
             name: metrics.fuse_request(name) for name in _OPERATION_NAMES
         }
+
+    def let_barriers_gather(self, has_company: Callable[[], bool]) -> None:
+        """Hand on how to see that more requests wait to be read."""
+        self._fs.let_barriers_gather(has_company)
 
     def init(self) -> None:
         """The kernel's INIT is being answered in this very step."""
@@ -326,10 +333,12 @@ class _RequestWait:
     """How the library's tasks wait for the next request: look first, then sleep.
 
     `pyfuse3` goes through trio's whole scheduler for every request (epoll, lock, wake-up), which
-    costs more than most requests do. While requests keep coming, the next one is already there,
-    or comes within microseconds. So this looks at the descriptor (for a few microseconds, if a
-    request was answered just now) and only then waits as the library does. Every task looks
-    again before it reads: another one may have taken the request, and the read would block.
+    costs more than most requests do, and on an idle virtual processor the wake-up alone takes
+    50 us and more. While requests keep coming, the next one is already there, or comes as soon
+    as its caller has got the last answer. So this looks at the descriptor for a while, the
+    longer the more often looking paid of late, and only then waits as the library does. Every
+    task looks again before it reads: another one may have taken the request, and the read
+    would block.
     """
 
     def __init__(self, fd: int, sleep: Callable[[], Awaitable[bool]]) -> None:
@@ -337,8 +346,11 @@ class _RequestWait:
         poller.register(fd, select.POLLIN)
         self._poll = poller.poll
         self._sleep = sleep
-        self._last_ns = 0
         self._yielded_ns = 0
+        self._paid = 0.0
+        """Share of the last searches that found a request: 0 to 1."""
+        self._crowd = 0.0
+        """Share of the last requests that were there before anyone looked: 0 to 1."""
 
     async def __call__(self) -> bool:
         """Return true if a request is there now, false if the session has ended."""
@@ -349,20 +361,34 @@ class _RequestWait:
                 await trio.lowlevel.checkpoint()
                 self._yielded_ns = now_ns = monotonic_ns()
             elif poll(0):
-                self._last_ns = now_ns
+                self._crowd += (1.0 - self._crowd) / 32
                 return True
-            spin_until_ns = self._last_ns + _SPIN_NS
-            while now_ns < spin_until_ns:
-                if poll(0):
-                    self._last_ns = now_ns
-                    return True
-                now_ns = monotonic_ns()
+            self._crowd -= self._crowd / 32
+            if self._crowd < _CROWD and self._look(now_ns):
+                return True
             if not await self._sleep():
                 return False
             self._yielded_ns = monotonic_ns()
             if poll(0):
-                self._last_ns = self._yielded_ns
                 return True
+
+    def is_request_there(self) -> bool:
+        """Tell whether a request waits to be read."""
+        return bool(self._poll(0))
+
+    def _look(self, begin_ns: int) -> bool:
+        """Look for the next request; gives up the sooner the less often it paid."""
+        poll = self._poll
+        until_ns = begin_ns + _SPIN_NS_MIN + int(self._paid * _SPIN_NS)
+        now_ns = begin_ns
+        while now_ns < until_ns:
+            if poll(0):
+                self._paid += (1.0 - self._paid) / 16
+                return True
+            os.sched_yield()  # whoever will send the next request may need this processor
+            now_ns = monotonic_ns()
+        self._paid -= self._paid / 16
+        return False
 
 
 async def serve(
@@ -386,7 +412,8 @@ async def serve(
         # The library looks this name up in its module at each call.
         library = vars(pyfuse3)
         library_wait = library["_wait_fuse_readable"]
-        library["_wait_fuse_readable"] = _RequestWait(theirs_fd, library_wait)
+        wait = library["_wait_fuse_readable"] = _RequestWait(theirs_fd, library_wait)
+        operations.let_barriers_gather(wait.is_request_there)
         try:
             await pyfuse3.main(max_tasks=max_tasks)
         finally:

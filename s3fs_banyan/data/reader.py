@@ -126,7 +126,9 @@ class Reader:
                 except Corrupt as error:
                     self._report(error)
                     raise
-                self.recent.put(piece.op_seq, data)
+                if end - start < len(data):
+                    # A read of the whole record needs it once; keeping it would only cost.
+                    self.recent.put(piece.op_seq, data)
                 self._metrics.read_hits["journal"].add()
             first = piece.record_offset + position - piece.offset
             stop = min(end, piece.offset + piece.length)

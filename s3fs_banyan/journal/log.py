@@ -43,6 +43,7 @@ _INLINE_SYNC_NS_MAX = 700_000
 _UNSYNCED_BYTES_MAX = 64 << 20
 _COMMIT_BYTES = 32_768  # of the last segment, for the records without which nothing is freed
 _HEAD_BYTES_MAX = 8192  # a symbolic link of the longest name and target takes 4,450
+_GATHER_NS = 1_000_000
 _SPARES_URGENT = 2
 _BUSY_NS = 200_000_000
 
@@ -120,6 +121,8 @@ class Journal:
         self._observer = observer
         self.on_moved: Callable[[Sequence[Appended]], None] = _ignore_moves
         """Told where records went whose segment could not be synced."""
+        self.has_company: Callable[[], bool] = _nobody_waits
+        """Tells whether requests of others wait to be read; set by the kernel's adapter."""
         self.last_seq = 0
         self.synced_seq = 0
         self.chain = 0
@@ -274,11 +277,29 @@ class Journal:
 
         Safe to cancel: a sync under way is finished all the same.
         """
+        gathered = False
         while self.synced_seq < op_seq:
             if self._sync_running is not None:
                 await self._sync_running.wait()
+            elif not gathered and self.has_company():
+                gathered = True
+                await self._gather_and_sync()
             else:
                 await self._sync()
+
+    async def _gather_and_sync(self) -> None:
+        """Other requests wait to be read: let them append first, and share this sync."""
+        done = self._sync_running = trio.Event()
+        until_ns = self._runtime.monotonic_ns() + _GATHER_NS
+        try:
+            try:
+                while self.has_company() and self._runtime.monotonic_ns() < until_ns:
+                    await trio.lowlevel.checkpoint()
+            finally:
+                self._sync_running = None
+            await self._sync()
+        finally:
+            done.set()
 
     async def _sync(self) -> None:
         target, batch, byte_count = self.last_seq, self._dirty, self._unsynced_bytes
@@ -505,6 +526,10 @@ def read_write_record(file: DiskFile, path: Path, position: int, op_seq: int) ->
 def _datasync_all(files: Sequence[DiskFile]) -> None:
     for file in files:
         file.datasync()
+
+
+def _nobody_waits() -> bool:
+    return False
 
 
 def _ignore_moves(_moved: Sequence[Appended]) -> None:

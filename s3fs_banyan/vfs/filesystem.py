@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -280,12 +280,16 @@ class FileSystem:
         *,
         rdev: int = 0,
         target: bytes = b"",
+        is_absent: bool = False,
     ) -> Attributes:
-        """Make a file, directory, symbolic link or device, and count it as held."""
+        """Make a file, directory, symbolic link or device, and count it as held.
+
+        `is_absent`: the caller has just seen that the name is not there.
+        """
         state = self._writable()
         if not state.has_room(0):
             await state.wait_room(0)
-        directory = self._room_for_name(parent, name)
+        directory = self._room_for_name(parent, name, is_absent=is_absent)
         if len(target) > SYMLINK_BYTES_MAX:
             raise NameTooLong("target of a symbolic link")
         if stat.S_ISDIR(mode) and directory.nlink >= LINKS_MAX:
@@ -314,7 +318,10 @@ class FileSystem:
                 raise Exists(_shown(name))
             await self.open(ino, flags, caller)
             return self._held(ino)
-        made = await self.make(parent, name, stat.S_IFREG | (mode & 0o7777), caller)
+        state = self._writable()
+        is_absent = state.has_room(0)  # no wait in between, so the look above still holds
+        mode = stat.S_IFREG | (mode & 0o7777)
+        made = await self.make(parent, name, mode, caller, is_absent=is_absent)
         self.handles.opened(made.ino)
         return made
 
@@ -467,6 +474,11 @@ class FileSystem:
             raise NoAttribute(_shown(name))
         state.append(RemoveXattr(ino, name, state.ctx.runtime.wall_ns()), caller.tid)
 
+    def let_barriers_gather(self, has_company: Callable[[], bool]) -> None:
+        """Tell the journal how to see that more requests wait, so that they share a sync."""
+        if self._state is not None:
+            self._state.journal.has_company = has_company
+
     # --- orphans -------------------------------------------------------------------------
 
     def bury_orphans(self) -> int:
@@ -535,7 +547,7 @@ class FileSystem:
             raise NotFound(_shown(name))
         return ino
 
-    def _room_for_name(self, parent: int, name: bytes) -> Attributes:
+    def _room_for_name(self, parent: int, name: bytes, *, is_absent: bool = False) -> Attributes:
         """Check that a name can be made in a directory; returns the directory."""
         directory = self._directory(parent)
         if directory.nlink == 0:
@@ -544,7 +556,7 @@ class FileSystem:
             raise NameTooLong(_shown(name))
         if name in {b".", b".."} or b"/" in name or b"\0" in name:
             raise InvalidArgument(_shown(name))
-        if self._tree.lookup(parent, name) is not None:
+        if not is_absent and self._tree.lookup(parent, name) is not None:
             raise Exists(_shown(name))
         return directory
 

@@ -138,7 +138,9 @@ def open_ours(work: Path, program: Sequence[str], store: str | None) -> Iterator
     if made.returncode != 0:
         raise BenchError(f"mkfs of {store} failed: {(made.stderr or made.stdout).strip()}")
     mount_point = base / "mnt"
+    # In the foreground, so that the end of its last commit can be waited for.
     command = [*program, "mount", store, str(mount_point), "--cache-dir", str(base / "cache")]
+    command.append("--foreground")
     with _mounted(command, mount_point, base / "log"):
         yield Contender(name=OURS, directory=mount_point)
 
