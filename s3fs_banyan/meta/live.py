@@ -131,6 +131,25 @@ class LiveState:
         for table in STATE_KEYS:
             self._run(f"DELETE FROM dirty_{table} WHERE flip = ?", (flip,)).fetchall()
 
+    def empty_dirty_some(self, flip: int, limit: int) -> bool:
+        """Forget up to `limit` keys of a set that was applied; true when none is left.
+
+        In steps, so that no fsync waits for thousands of rows; a set that is left half empty by
+        a death is merged into the next one.
+        """
+        for table, keys in STATE_KEYS.items():
+            names = ", ".join(keys)
+            row = f"({names})" if len(keys) > 1 else names
+            self._run(
+                f"DELETE FROM dirty_{table} WHERE flip = ?1 AND {row} IN"
+                f" (SELECT {names} FROM dirty_{table} WHERE flip = ?1 LIMIT ?2)",
+                (flip, limit),
+            ).fetchall()
+            limit -= self._connection.changes()
+            if limit <= 0:
+                return False
+        return True
+
     def merge_dirty(self) -> None:
         """Put the set that was in flight back into the active one: its bytes were not applied."""
         active = int(self._run("SELECT active FROM flip").fetchall()[0][0])
