@@ -303,8 +303,14 @@ class Files:
             raise WrongBytesError(message)
 
     def pread(self, fd: int, path: str, known: Known, offset: int, length: int) -> None:
-        """Read an exact range and check it."""
+        """Read an exact range and check it.
+
+        A read that meets an error after its first page gives what it has so far (a volume that
+        dies just then), so a short one is asked for its rest: an error then is the volume's.
+        """
         data = os.pread(fd, length, offset)
+        if len(data) < length:
+            data += os.pread(fd, length - len(data), offset + len(data))
         self.stats.count("pread")
         self.stats.count("pread bytes", len(data))
         if len(data) != length:
