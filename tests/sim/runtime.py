@@ -14,6 +14,9 @@ Ts = TypeVarTuple("Ts")
 
 BASE_NS = 1_800_000_000 * 10**9
 
+_FOREVER_S = 1e6
+"""Longer than any delay: a bound that only the linter asks for."""
+
 
 class SimCrash(BaseException):
     """The daemon dies here. No `except Exception` of the engine may see it."""
@@ -108,7 +111,8 @@ class SimRuntime:
                 if luck > 1.0 - self._crash_chance:
                     life.die()
                 if after:
-                    await self._pass(after)
+                    with trio.move_on_after(_FOREVER_S, shield=True):
+                        await self._pass(after)
                 life.alive()
         return result
 

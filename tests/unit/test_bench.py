@@ -314,7 +314,13 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes]) 
 def test_a_run_that_is_stopped_leaves_nothing(tmp_path: Path, ending: signal.Signals) -> None:
     """An impatient person must not find mounts and gigabytes later."""
     command = [sys.executable, str(BENCH), "--contenders", "floor", "--work-dir", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # A shell's background jobs ignore SIGINT, and so would what is started from them.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     try:
         wait_until(lambda: bool(list(tmp_path.glob("*/floor/mnt/small-*"))), process)
         process.send_signal(ending)
