@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from s3fs_banyan.data.blocks import BlockCache
-from s3fs_banyan.errors import Corrupt, ObjectMissing, UnsupportedVersion
+from s3fs_banyan.errors import Corrupt, ObjectMissing, StoreError, UnsupportedVersion
 from s3fs_banyan.format.blob import encode_blob
 from s3fs_banyan.format.checksum import sha256_hex
 from s3fs_banyan.format.chunk import (
@@ -189,10 +189,12 @@ class Sealing:
                     frames = decode_chunk_header(stored, item.source_key)[2]
                 else:
                     stored, frames = encode_chunk(item.chunk, self._young_bytes(item))
-            except (Corrupt, UnsupportedVersion, ObjectMissing):
+            except (Corrupt, UnsupportedVersion, StoreError) as error:
                 if item.source_key:
-                    # It stays where it is: `check` and a read of it will name it.
-                    self._unmovable.add(item.source_key)
+                    # It stays where it is: `check` and a read of it will name it. A store that
+                    # does not answer now may do so at the next commit, which need not wait.
+                    if not (isinstance(error, StoreError) and error.retryable):
+                        self._unmovable.add(item.source_key)
                     continue
                 self._damaged.append(item.chunk)
                 continue
