@@ -13,6 +13,7 @@ from functools import partial
 
 import trio
 
+from s3fs_banyan.commit.base_packs import BasePacks
 from s3fs_banyan.commit.checkpointer import Checkpointer
 from s3fs_banyan.commit.committer import Committer
 from s3fs_banyan.commit.context import Context
@@ -60,6 +61,7 @@ class Engine:
             runtime=ctx.runtime,
             metrics=ctx.metrics,
             ram_bytes=ctx.settings.ram_bytes,
+            local_packs=BasePacks(ctx.disk, ctx.local.base_packs),
         )
         state.recent = self.reader.recent
         self.checkpointer = Checkpointer(ctx, state, log_store)
@@ -149,6 +151,7 @@ class Engine:
         metrics.journal_segments["used"].set(used)
         metrics.journal_segments["free"].set(free)
         metrics.journal_backlog_bytes.set(state.journal.backlog_bytes)
+        metrics.base_packs_bytes.set(state.base_bytes)
         metrics.recovery_lag_bytes.set(state.lag_bytes)
         metrics.recovery_lag_seconds.set(self.lag_s)
         metrics.store_reachable.set(int(state.online))
@@ -226,4 +229,6 @@ async def open_engine(
     finally:
         state.live.close(keep=not state.broken)
         state.journal.close()
+        if state.base is not None:
+            state.base.close()
         state.committed.close()

@@ -47,6 +47,11 @@ def engine_status(engine: Engine, url: str, mountpoint: Path, config: Config) ->
             "segments_free": free,
             "disk_full": state.journal.disk_full,
         },
+        "local_cuts": {
+            "count": state.base.head.number if state.base is not None else 0,
+            "operation": state.base.head.op_seq if state.base is not None else 0,
+            "base_packs_bytes": state.base_bytes,
+        },
         "waiting_writers": state.waiting_writers,
         "cache": {
             "bytes": cache.bytes,

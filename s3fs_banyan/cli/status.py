@@ -86,7 +86,16 @@ def _writer_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("commit", f"{commit['seq']} (epoch {found['writer']['epoch']}), {doing}"),
         ("not in the store", f"{size_text(lag['bytes'])}, oldest {seconds_text(lag['seconds'])}"),
         ("journal", f"{backlog} backlog, {segments}"),
+        *_local_cut_rows(found["local_cuts"]),
     ]
+
+
+def _local_cut_rows(cuts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Only while there are any: they stand for a store that is away."""
+    if not cuts["count"]:
+        return []
+    kept = size_text(cuts["base_packs_bytes"])
+    return [("local cuts", f"{cuts['count']} since the last commit, {kept} kept for the store")]
 
 
 def _latencies(latency: dict[str, dict[str, float]]) -> Table:

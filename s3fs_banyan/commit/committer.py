@@ -17,27 +17,38 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import trio
 
 from s3fs_banyan.commit.context import Context
+from s3fs_banyan.commit.cut import (
+    DIRTY_ROWS_STEP,
+    CutTaken,
+    forget_pieces,
+    report_damaged,
+    take_cut,
+    undo_cut,
+)
 from s3fs_banyan.commit.fencing import Publisher
 from s3fs_banyan.commit.local import remember_last_cut
+from s3fs_banyan.commit.local_cut import LocalCutter
 from s3fs_banyan.commit.sealing import CommitBody, SealedPack, SealJob
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.commit.worker import Worker, WorkerDied
 from s3fs_banyan.data.blocks import BlockCache
-from s3fs_banyan.errors import Fenced, LocalDiskFull, StoreError
+from s3fs_banyan.errors import (
+    BanyanFSError,
+    Fenced,
+    LocalDiskFull,
+    ObjectMissing,
+    StoreError,
+)
 from s3fs_banyan.format.commit import CommitFooter, commit_digest, encode_footer
-from s3fs_banyan.format.keys import log_key
+from s3fs_banyan.format.keys import WRITER, log_key
 from s3fs_banyan.meta.committed import Head
 from s3fs_banyan.meta.delta import DeltaCounts, write_delta
-from s3fs_banyan.meta.live import Snapshot
-from s3fs_banyan.meta.seal_list import SealList
-from s3fs_banyan.model import Cut
 from s3fs_banyan.runtime import register_failpoint
 
 log = logging.getLogger(__name__)
@@ -58,20 +69,12 @@ FP_RECYCLED = register_failpoint("recycled", "step 6 done: the journal is recycl
 
 _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 30.0
+_LOCAL_CUT_LOOK_S = 1.0
 _UPLOADS_AT_ONCE = 4
-_FORGET_ROWS_STEP = 100
-"""So many rows are forgotten at once: about half a millisecond of the event loop."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _CutTaken:
-    op_seq: int
-    chain: int
-    flip: int
-    watermark: int
-    snapshot: Snapshot
-    delta_db: Path
-    seal_db: Path
+class _StoreAway(BanyanFSError):
+    """The store is away and a local cut is due: the commit that waits is given up."""
 
 
 class CommitExtras(Protocol):
@@ -120,7 +123,9 @@ class Committer:
         self._worker = worker
         self._cache = cache
         self._extras = extras
+        self._local = LocalCutter(ctx, state, worker)
         self.has_epoch = False
+        self._away_since_ns = 0
         self._taking_epoch = trio.Lock()
         self.phase = "idle"
         """What the committer does at present, for status."""
@@ -206,15 +211,20 @@ class Committer:
         if state.journal.rewrites != rewrites:
             # The sync failed: the snapshot's pieces lie where nothing can be trusted.
             cut.snapshot.close()
-            await self._give_up_cut("the disk refused to sync the journal")
+            await self._give_up_cut(cut, "the disk refused to sync the journal")
             return
         try:
             counts = await self._step("delta", self._delta(cut))
+            runtime.failpoint(FP_DELTA)
+            body = await self._step("seal", self._seal_and_upload(cut, counts))
         except LocalDiskFull as error:
-            await self._give_up_cut(str(error))
+            await self._give_up_cut(cut, str(error))
             return
-        runtime.failpoint(FP_DELTA)
-        body = await self._step("seal", self._seal_and_upload(cut, counts))
+        except _StoreAway as error:
+            await self._give_up_cut(cut, str(error))
+            self.phase = "away"
+            await self._patiently("away", self._ask_store)
+            return
         runtime.failpoint(FP_UPLOADED)
         published = await self._step("publish", self._publish(cut, body))
         if published is not None:
@@ -235,73 +245,56 @@ class Committer:
         state.note_commit_done()
         await self._extras.after_commit()
 
-    async def _give_up_cut(self, why: str) -> None:
-        """Nothing of this cut has left the machine: it is simply made again, a little later."""
+    async def _give_up_cut(self, cut: CutTaken, why: str) -> None:
+        """Nothing names what has left the machine: the cut is simply made again, later."""
         log.warning("the commit is begun again: %s", why)
-        self._state.live.merge_dirty()
+        await self._worker.end()
+        await undo_cut(self._state, cut)
         self._state.request_commit()
         await trio.sleep(_RETRY_FIRST_S)
 
-    async def _cut(self) -> _CutTaken:
+    async def _ask_store(self) -> None:
+        """Ask the cheapest question there is; any answer will do."""
+        try:
+            await self._ctx.runtime.in_thread(self._ctx.store.stat, WRITER, pool="store")
+        except ObjectMissing:
+            return
+
+    async def _cut(self) -> CutTaken:
         """Step 1: the CUT record, the flip and the snapshot, in one step of the event loop."""
         self.phase = "cut"
-        state, ctx = self._state, self._ctx
-        seq = state.committed.head.seq + 1
-        delta_db = ctx.local.outbox / f"delta-{seq}.db"
-        seal_db = ctx.local.outbox / f"seal-{seq}.db"
-        for path in (delta_db, seal_db):
-            path.unlink(missing_ok=True)
-        snapshot = await ctx.runtime.in_thread(self._prepare, delta_db, seal_db)
-        while not state.journal.has_room(0, commits=True):
-            with trio.move_on_after(0.5):
-                await state.journal.wait_changed()
-        appended = state.append(Cut(ctx.runtime.wall_ns()))
-        chain = state.journal.chain
-        state.cuts[appended.op_seq] = chain
-        state.live.end_transaction()
-        flip = state.live.flip_dirty()
-        state.live.end_transaction()
-        snapshot.freeze()
-        state.note_cut()
-        return _CutTaken(
-            op_seq=appended.op_seq,
-            chain=chain,
-            flip=flip,
-            watermark=state.live.tree.counter("watermark"),
-            snapshot=snapshot,
-            delta_db=delta_db,
-            seal_db=seal_db,
-        )
+        await self._local.let_go()
+        seq = self._state.committed.head.seq + 1
+        cut = await take_cut(self._ctx, self._state, str(seq))
+        self._state.note_cut()
+        return cut
 
-    def _prepare(self, delta_db: Path, seal_db: Path) -> Snapshot:
-        return self._state.live.prepare_snapshot(
-            self._ctx.local.committed, delta_db, seal_db, committed_vfs=self._ctx.disk.sqlite_vfs
-        )
-
-    async def _delta(self, cut: _CutTaken) -> DeltaCounts:
+    async def _delta(self, cut: CutTaken) -> DeltaCounts:
         counts = await self._ctx.runtime.in_thread(write_delta, cut.snapshot, cut.flip)
         await self._ctx.runtime.in_thread(self._extras.before_seal, cut.seal_db)
         return counts
 
-    async def _seal_and_upload(self, cut: _CutTaken, counts: DeltaCounts) -> CommitBody:
+    async def _seal_and_upload(self, cut: CutTaken, counts: DeltaCounts) -> CommitBody:
         """Steps 3 and 4: packs are sent while the next ones are sealed, a few at a time."""
         while True:
             try:
-                return await self._patiently("seal", lambda: self._seal_attempt(cut, counts))
+                return await self._patiently(
+                    "seal", lambda: self._seal_attempt(cut, counts), frozen=False
+                )
             except WorkerDied:
                 log.warning("the worker process died while it was sealing: beginning again")
                 await trio.sleep(_RETRY_FIRST_S)
 
-    async def _seal_attempt(self, cut: _CutTaken, counts: DeltaCounts) -> CommitBody:
+    async def _seal_attempt(self, cut: CutTaken, counts: DeltaCounts) -> CommitBody:
         count = await self._worker.begin(self._seal_job(cut, counts))
         limit = trio.Semaphore(_UPLOADS_AT_ONCE)
         failure: list[BaseException] = []
 
         async def send(pack: SealedPack) -> None:
             try:
-                await self._patiently("upload", lambda: self._worker.upload(pack))
+                await self._patiently("upload", lambda: self._worker.upload(pack), frozen=False)
                 self._ctx.metrics.commit_pack_bytes.add(pack.size)
-            except (WorkerDied, StoreError) as error:
+            except (WorkerDied, StoreError, _StoreAway) as error:
                 failure.append(error)
             finally:
                 limit.release()
@@ -325,41 +318,15 @@ class Committer:
         if failure:
             raise failure[0]
         self._ctx.runtime.failpoint(FP_SEALED)
-        body = await self._patiently("seal", self._worker.finish)
+        body = await self._patiently("seal", self._worker.finish, frozen=False)
         await self._worker.end()
         if body.unmovable:
             log.error("chunks in %s cannot be moved: missing or damaged", body.unmovable)
             self._extras.leave_alone(body.unmovable)
-        if body.damaged:
-            kept = await self._ctx.runtime.in_thread(self._keep_damaged, cut, body.damaged)
-            log.error(
-                "journal records of chunks %s are damaged, reads of them give EIO; "
-                "the segments that hold them are kept in %s",
-                body.damaged,
-                kept,
-            )
-            self._ctx.metrics.corruption_detected("journal_record").add(len(body.damaged))
+        await report_damaged(self._ctx, self._state, cut, body.damaged)
         return body
 
-    def _keep_damaged(self, cut: _CutTaken, chunks: Sequence[int]) -> Path:
-        """Copy the segments that hold damaged records aside, before they are recycled."""
-        directory = self._ctx.local.aside / f"damaged-{cut.op_seq}"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        seal_list = SealList(cut.seal_db)
-        try:
-            numbers = {piece.segment for chunk in chunks for piece in seal_list.pieces(chunk)}
-        finally:
-            seal_list.close()
-        for number, path in self._state.journal.segment_files().items():
-            if number in numbers:
-                file = self._ctx.disk.open(Path(path))
-                try:
-                    (directory / Path(path).name).write_bytes(file.pread(file.size(), 0))
-                finally:
-                    file.close()
-        return directory
-
-    def _seal_job(self, cut: _CutTaken, counts: DeltaCounts) -> SealJob:
+    def _seal_job(self, cut: CutTaken, counts: DeltaCounts) -> SealJob:
         ctx, state = self._ctx, self._state
         free = ctx.disk.free_bytes(ctx.local.root)
         in_flight = ctx.volume.pack_bytes * (_UPLOADS_AT_ONCE + 1)
@@ -373,9 +340,10 @@ class Committer:
             pack_bytes=ctx.volume.pack_bytes,
             inline_bytes_max=ctx.settings.inline_bytes_max,
             keep_in_outbox=free > min(in_flight, counts.chunk_bytes) + (64 << 20),
+            base_packs=str(ctx.local.base_packs),
         )
 
-    async def _publish(self, cut: _CutTaken, body: CommitBody) -> tuple[CommitFooter, bytes] | None:
+    async def _publish(self, cut: CutTaken, body: CommitBody) -> tuple[CommitFooter, bytes] | None:
         """Step 5: create `log/<seq>`. The bytes are frozen from the first attempt on."""
         dense_from, kept = self._extras.window()
         footer = self._publisher.footer(
@@ -391,17 +359,19 @@ class Committer:
         )
         head = await self._ctx.runtime.in_thread(Path(body.path).read_bytes)
         data = head + encode_footer(footer)
-        created = await self._patiently("publish", lambda: self._publisher.create(data, footer))
+        created = await self._patiently(
+            "publish", lambda: self._publisher.create(data, footer), frozen=cut.flip
+        )
         return (footer, data) if created else None
 
-    async def _apply(self, cut: _CutTaken, footer: CommitFooter, data: bytes) -> None:
+    async def _apply(self, cut: CutTaken, footer: CommitFooter, data: bytes) -> None:
         """Step 6: committed.db, synced; then nothing needs the journal behind the cut."""
         ctx, state = self._ctx, self._state
         placements = ctx.local.outbox / f"placements-{footer.seq}.db"
         head = await self._apply_patiently(cut, placements, footer, commit_digest(data))
         state.committed.head = head
         ctx.runtime.failpoint(FP_APPLIED)
-        while not state.live.empty_dirty_some(cut.flip, _FORGET_ROWS_STEP):
+        while not state.live.empty_dirty_some(cut.flip, DIRTY_ROWS_STEP):
             await trio.lowlevel.checkpoint()
         await ctx.runtime.in_thread(self._cache_inline, footer, data)
         await ctx.runtime.in_thread(remember_last_cut, ctx.local, cut.op_seq)
@@ -411,11 +381,11 @@ class Committer:
         state.note_covered(cut.op_seq)
         for op_seq in [known for known in state.cuts if known < cut.op_seq]:
             del state.cuts[op_seq]
-        while not state.live.extents.forget_pieces(cut.watermark, _FORGET_ROWS_STEP):
-            await trio.lowlevel.checkpoint()
+        await forget_pieces(state, cut)
+        await self._local.drop_base(cut.op_seq)
 
     async def _apply_patiently(
-        self, cut: _CutTaken, placements: Path, footer: CommitFooter, digest: bytes
+        self, cut: CutTaken, placements: Path, footer: CommitFooter, digest: bytes
     ) -> Head:
         """The commit is in the store and must be applied: wait out a full local disk."""
         state = self._state
@@ -433,10 +403,11 @@ class Committer:
         if footer.inline_length:
             self._cache.put_object(log_key(footer.seq), memoryview(data)[: footer.inline_length])
 
-    def _clean_outbox(self, cut: _CutTaken, body: CommitBody) -> None:
+    def _clean_outbox(self, cut: CutTaken, body: CommitBody) -> None:
         placements = self._ctx.local.outbox / f"placements-{Path(body.path).name.split('-')[-1]}.db"
-        for path in (cut.delta_db, cut.seal_db, Path(body.path), placements):
+        for path in (Path(body.path), placements):
             path.unlink(missing_ok=True)
+        cut.clean()
 
     # --- patience ------------------------------------------------------------------------
 
@@ -449,11 +420,20 @@ class Committer:
         self._ctx.metrics.commit_step_seconds[name].observe(spent_s)
         return result
 
-    async def _patiently(self, name: str, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def _patiently(
+        self,
+        name: str,
+        attempt: Callable[[], Awaitable[T]],
+        *,
+        frozen: int | Literal[False] | None = None,
+    ) -> T:
         """Repeat an attempt until the store takes it: a store that is away is no error.
 
         Permanent errors of the store (access denied, bucket gone) are waited out, too, loudly:
-        a person can cure them, and nothing is lost meanwhile.
+        a person can cure them, and nothing is lost meanwhile. While it waits it makes local
+        cuts: beside the commit whose dirty set is `frozen`, if its PUT was started. With
+        `frozen=False` there is a commit that no PUT was started for: if a local cut is due and
+        the store has not answered for an interval, it is given up by `_StoreAway`.
         """
         delay_s = _RETRY_FIRST_S
         while True:
@@ -468,14 +448,35 @@ class Committer:
                     log.log(level, "commit waits at %s", text)
                 self.last_error = text
                 self._state.online = False
-                await trio.sleep(delay_s)
+                self._away_since_ns = self._away_since_ns or self._ctx.runtime.monotonic_ns()
+                await self._wait_away(delay_s, text, frozen)
                 delay_s = min(delay_s * 2, _RETRY_MAX_S)
                 continue
             if self.last_error:
                 log.info("the store answers again")
             self.last_error = ""
             self._state.online = True
+            self._away_since_ns = 0
             return result
+
+    def _away_s(self) -> float:
+        """Seconds since the store has answered no attempt at all."""
+        if not self._away_since_ns:
+            return 0.0
+        return (self._ctx.runtime.monotonic_ns() - self._away_since_ns) / 1e9
+
+    async def _wait_away(
+        self, seconds: float, why: str, frozen: int | Literal[False] | None
+    ) -> None:
+        """Wait before the store is tried again; local cuts are made as they become due."""
+        until_ns = self._ctx.runtime.monotonic_ns() + int(seconds * 1e9)
+        while (left_ns := until_ns - self._ctx.runtime.monotonic_ns()) > 0:
+            if self._local.is_due():
+                if frozen is not False:
+                    await self._local.cut(frozen=frozen, forget_gone=self.has_epoch)
+                elif self._away_s() >= self._ctx.settings.commit_interval_s:
+                    raise _StoreAway(f"the store is away ({why})")
+            await trio.sleep(min(left_ns / 1e9, _LOCAL_CUT_LOOK_S))
 
     async def _fenced(self, error: Fenced) -> None:
         """A newer epoch owns the volume: publish nothing more, keep everything, say where."""

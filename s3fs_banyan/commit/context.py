@@ -21,6 +21,8 @@ class EngineSettings:
     commit_interval_s: float = 30.0
     inline_bytes_max: int = 4 << 20
     dirty_bytes_max: int = 8 << 30
+    local_cut_bytes: int = 256 << 20
+    """So much backlog makes a local cut worth while when the store is away."""
     durability_remote: bool = False
     capacity_bytes: int = 1 << 40
     ram_bytes: int = 64 << 20

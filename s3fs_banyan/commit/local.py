@@ -50,6 +50,14 @@ class LocalDirectory:
         return self.root / "outbox"
 
     @property
+    def base(self) -> Path:
+        return self.root / "base.db"
+
+    @property
+    def base_packs(self) -> Path:
+        return self.root / "base"
+
+    @property
     def aside(self) -> Path:
         return self.root / "aside"
 

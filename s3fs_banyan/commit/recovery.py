@@ -1,10 +1,11 @@
 """Recovery: from what the local directory and the store hold to an exact state.
 
     store reachable    bring committed.db to the newest commit (or make it from a checkpoint)
+    local cuts         base.db is the base if it is newer than committed.db and holds its cut
     whose journal      it is ours if the newest fence is ours and the journal holds the record
                        of the newest cut; else it is dropped, or set aside if it holds changes
     same boot          live.db, and the journal behind its last operation
-    any doubt          a copy of committed.db, and the journal behind that commit's cut
+    any doubt          a copy of the base, and the journal behind its cut
 
 The table in `docs/architecture.md` says the same for people; `tests/` kills at every line.
 """
@@ -22,10 +23,18 @@ from s3fs_banyan.commit.local import (
     remember_epoch,
     remember_last_cut,
 )
+from s3fs_banyan.commit.local_base import (
+    continues,
+    drop_local_base,
+    open_local_base,
+    set_local_base_aside,
+    tidy_base_packs,
+)
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.errors import Corrupt, ObjectMissing, Refused, StoreError
 from s3fs_banyan.journal.log import Journal
 from s3fs_banyan.journal.replay import FoundSegment, RawRecord, ReplayEnd, replay, segment_files
+from s3fs_banyan.meta.base import Base
 from s3fs_banyan.meta.committed import Committed, open_committed
 from s3fs_banyan.meta.live import LiveState, create_live, open_live, remove_live
 from s3fs_banyan.model import BeginEpoch, Cut
@@ -46,7 +55,20 @@ class Recovered:
     """Where changes went that can never be published."""
     replayed: int = 0
     cuts: dict[int, int] = field(default_factory=dict)
-    """Operation number -> journal checksum of every cut and epoch record in the journal."""
+    """Operation number -> journal checksum of every cut and epoch record that is known here."""
+    base: Base | None = None
+    """The newest local cut, if it is newer than committed.db."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Foundation:
+    """What live.db is made from if need be: committed.db, or base.db where that is newer."""
+
+    op_seq: int
+    chain: int
+    source: Committed | Base
+    base: Base | None
+    cuts: dict[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +95,26 @@ def recover(ctx: Context, *, takeover: bool, accept_loss: bool) -> Recovered:
     """
     log_store = CommitLog(ctx.store, ctx.local.outbox)
     committed, online, rolled_back = _open_committed(ctx, log_store, takeover=takeover)
+    base: Base | None = None
     try:
-        facts = _journal_facts(ctx, committed)
+        base = open_local_base(ctx)
+        ground = _foundation(committed, base)
+        facts = _journal_facts(ctx, ground)
         set_aside = ""
-        if rolled_back or not _is_ours(ctx.local, committed, facts):
-            set_aside = _give_up_journal(ctx, committed, facts)
-            facts = _journal_facts(ctx, committed)
-        live, journal, replayed = _open_live(ctx, committed, facts, accept_loss=accept_loss)
+        if rolled_back or not _is_ours(ctx.local, committed, ground, facts):
+            set_aside = _give_up_journal(ctx, committed, facts, base)
+            base = None
+            ground = _foundation(committed, None)
+            facts = _journal_facts(ctx, ground)
+        elif base is not None and ground.base is None:
+            base.close()
+            base = None
+            drop_local_base(ctx)  # a commit that was cut later has everything
+        tidy_base_packs(ctx, base)
+        live, journal, replayed = _open_live(ctx, ground, facts, accept_loss=accept_loss)
     except BaseException:
+        if base is not None:
+            base.close()
         committed.close()
         raise
     recovered = Recovered(
@@ -90,7 +124,8 @@ def recover(ctx: Context, *, takeover: bool, accept_loss: bool) -> Recovered:
         online=online,
         set_aside=set_aside or _kept_aside(ctx.local),
         replayed=replayed,
-        cuts=facts.cuts,
+        cuts=ground.cuts | facts.cuts,
+        base=base,
     )
     log.info(
         "recovered commit %d, operation %d (%d replayed)",
@@ -99,6 +134,26 @@ def recover(ctx: Context, *, takeover: bool, accept_loss: bool) -> Recovered:
         replayed,
     )
     return recovered
+
+
+def _foundation(committed: Committed, base: Base | None) -> _Foundation:
+    """Choose the newer of the two databases; base.db counts if it holds committed.db's cut."""
+    head = committed.head
+    if base is not None and base.head.op_seq > head.op_seq and continues(base, head):
+        return _Foundation(
+            op_seq=base.head.op_seq,
+            chain=base.head.chain,
+            source=base,
+            base=base,
+            cuts=base.cuts(),
+        )
+    return _Foundation(
+        op_seq=head.op_seq,
+        chain=head.chain,
+        source=committed,
+        base=None,
+        cuts={},
+    )
 
 
 def _kept_aside(local: LocalDirectory) -> str:
@@ -179,14 +234,13 @@ def _volume_id(ctx: Context) -> bytes:
     return bytes.fromhex(ctx.volume.volume_id)
 
 
-def _journal_facts(ctx: Context, committed: Committed) -> _JournalFacts:
-    """Read the journal behind committed.db's cut, without applying anything."""
+def _journal_facts(ctx: Context, ground: _Foundation) -> _JournalFacts:
+    """Read the journal behind the foundation's cut, without applying anything."""
     found = segment_files(ctx.disk, ctx.local.journal, _volume_id(ctx))
-    head = committed.head
     end = ReplayEnd(op_seq=0, chain=0)
     cuts: dict[int, int] = {}
     changes = 0
-    for _, _, record in replay(ctx.disk, found, head.op_seq, head.chain, end):
+    for _, _, record in replay(ctx.disk, found, ground.op_seq, ground.chain, end):
         if isinstance(record.op, Cut | BeginEpoch):
             cuts[record.op_seq] = record.checksum
         else:
@@ -210,26 +264,36 @@ def _fresh(found: list[FoundSegment]) -> list[FoundSegment]:
     return [FoundSegment(path=segment.path, header=segment.header) for segment in found]
 
 
-def _is_ours(local: LocalDirectory, committed: Committed, facts: _JournalFacts) -> bool:
+def _is_ours(
+    local: LocalDirectory, committed: Committed, ground: _Foundation, facts: _JournalFacts
+) -> bool:
     """Tell whether the newest fence is this directory's own, and its journal may go on.
 
     The fence alone proves nothing: a disk that was cloned within an epoch has it, too. So the
-    newest cut must be in the journal, or be known here as published (then its record rotted).
+    newest cut must be in the journal or in base.db, or be known here as published (then its
+    record rotted).
     """
     fence = committed.head.fence_chain
-    if fence != 0 and fence not in load_epochs(local) and fence not in facts.cuts.values():
+    known = {*load_epochs(local), *facts.cuts.values(), *ground.cuts.values()}
+    if fence not in {0, *known}:
         return False
+    if ground.base is not None:
+        return True
     return facts.base_found or committed.head.op_seq == load_last_cut(local)
 
 
-def _give_up_journal(ctx: Context, committed: Committed, facts: _JournalFacts) -> str:
+def _give_up_journal(
+    ctx: Context, committed: Committed, facts: _JournalFacts, base: Base | None
+) -> str:
     """Another writer owns the volume: drop the journal, or set it aside if it holds changes.
 
-    What is set aside is the journal, and the state it belongs to.
+    What is set aside is the journal, the local cuts, and the state that they belong to.
     """
+    if base is not None:
+        base.close()
     kept = ""
     directory = ctx.local.aside / f"commit-{committed.head.seq}-{ctx.runtime.wall_ns()}"
-    if _holds_changes(ctx, facts):
+    if base is not None or _holds_changes(ctx, facts):
         ctx.disk.make_directory(directory)
         for segment in facts.found:
             ctx.disk.rename(segment.path, directory / segment.path.name)
@@ -238,6 +302,7 @@ def _give_up_journal(ctx: Context, committed: Committed, facts: _JournalFacts) -
             path = ctx.local.live.with_name(ctx.local.live.name + suffix)
             if path.exists():
                 path.rename(directory / path.name)
+        set_local_base_aside(ctx, directory)
         ctx.disk.sync_directory(directory)
         ctx.disk.sync_directory(ctx.local.aside)
         kept = str(directory)
@@ -280,11 +345,10 @@ def _holds_changes(ctx: Context, facts: _JournalFacts) -> bool:
 
 
 def _open_live(
-    ctx: Context, committed: Committed, facts: _JournalFacts, *, accept_loss: bool
+    ctx: Context, ground: _Foundation, facts: _JournalFacts, *, accept_loss: bool
 ) -> tuple[LiveState, Journal, int]:
     """Open live.db or make it again, replay the journal, begin a fresh segment."""
     boot_id, volume_id = ctx.runtime.boot_id(), ctx.volume.volume_id
-    head = committed.head
     live: LiveState | None = None
     if ctx.local.live.exists():
         try:
@@ -297,7 +361,8 @@ def _open_live(
         floor = live.op_seq
         live.merge_dirty()
         replayed = _replay_into(ctx, live, _fresh(facts.found), end)
-        behind = not end.base_found and (live.op_seq, live.chain) != (head.op_seq, head.chain)
+        stands_there = (live.op_seq, live.chain) == (ground.op_seq, ground.chain)
+        behind = not end.base_found and not stands_there
         if behind or live.op_seq < facts.op_seq:
             live.close(keep=False)
             live = None
@@ -306,12 +371,14 @@ def _open_live(
         end = ReplayEnd(op_seq=0, chain=0)
         live = create_live(
             ctx.local.live,
-            committed.writer(),
-            op_seq=head.op_seq,
-            chain=head.chain,
+            ground.source.writer(),
+            op_seq=ground.op_seq,
+            chain=ground.chain,
             boot_id=boot_id,
             volume_id=volume_id,
         )
+        if ground.base is not None:
+            live.hold_dirty(ground.base.held())
         replayed = _replay_into(ctx, live, _fresh(facts.found), end)
     whole = live.op_seq <= facts.op_seq
     mark = max(floor, live.op_seq, end.synced_mark)

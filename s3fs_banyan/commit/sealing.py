@@ -3,10 +3,11 @@
 Synchronous code on plain values: it runs in the worker process of a mount, and inline in the
 simulation. It writes to `outbox/` and the block cache only, and never publishes.
 
-    plan        read the list that the cut's snapshot left; divide it into packs and the rest
-    seal_pack   one pack: read pieces (each journal record verified), compress, checksum, write
-    upload      send it, verified; put it into the cache; remove it from the outbox
-    finish      the rest inline, the placements, the delta: the body of the commit
+    plan          read the list that the cut's snapshot left; divide it into packs and the rest
+    seal_pack     one pack: read pieces (each journal record verified), compress, checksum, write
+    upload        send it, verified; put it into the cache; remove it from the outbox
+    finish        the rest inline, the placements, the delta: the body of the commit
+    finish_local  of a local cut: the placements; its packs are base packs and stay here
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from s3fs_banyan.commit.base_packs import BasePacks
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import Corrupt, ObjectMissing, StoreError, UnsupportedVersion
 from s3fs_banyan.format.blob import encode_blob
@@ -27,7 +29,7 @@ from s3fs_banyan.format.chunk import (
     decode_frame_table,
     encode_chunk,
 )
-from s3fs_banyan.format.keys import log_delta_key, log_key, pack_key
+from s3fs_banyan.format.keys import is_base_pack, log_delta_key, log_key, pack_key
 from s3fs_banyan.format.pack import PackEntry, encode_pack_tail
 from s3fs_banyan.journal.disk import Disk, DiskFile
 from s3fs_banyan.journal.log import read_write_record
@@ -54,6 +56,10 @@ class SealJob:
     inline_bytes_max: int
     keep_in_outbox: bool = True
     """False where the local disk has no room: packs go from RAM."""
+    base_packs: str
+    """Directory of the base packs."""
+    first_base_pack: int = 0
+    """For a local cut: the number of its first base pack; 0 for a commit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +69,17 @@ class SealedPack:
     number: int
     key: str
     size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalBody:
+    """What a local cut has sealed: all of it is on the local disk, synced."""
+
+    placements: str
+    pack_count: int
+    """How many numbers of base packs were used."""
+    damaged: tuple[int, ...]
+    """As in `CommitBody`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +118,7 @@ class Sealing:
         self._attempted: set[str] = set()
         self._files: dict[int, DiskFile] = {}
         self._records: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._base = BasePacks(disk, Path(job.base_packs))
 
     def plan(self) -> int:
         """Divide the chunks into packs; returns how many packs there are to seal.
@@ -116,7 +134,7 @@ class Sealing:
                 group, size = [], 0
             group.append(item)
             size += item.length
-        if size <= self._job.inline_bytes_max:
+        if size <= self._job.inline_bytes_max and not self._job.first_base_pack:
             self._inline = group
         elif group:
             self._groups.append(group)
@@ -141,15 +159,25 @@ class Sealing:
         bodies.append(encode_pack_tail(entries))
         data = b"".join(bodies)
         bodies.clear()
+        if self._job.first_base_pack:
+            pack = self._job.first_base_pack + number
+            key = self._base.write(pack, data)
+            self._note_pack(pack, key, len(data), rows)
+            return SealedPack(number=number, key=key, size=len(data))
         pack = self._job.seq << 16 | (number + 1)
         key = pack_key(self._job.epoch, pack, sha256_hex(data))
         if self._job.keep_in_outbox:
             self._outbox_path(key).write_bytes(data)
         else:
             self._in_ram[number] = data
-        self._packs.append((pack, key, "", len(data)))
-        self._places += [PlacementRow(row[0], pack, *row[1:]) for row in rows]
+        self._note_pack(pack, key, len(data), rows)
         return SealedPack(number=number, key=key, size=len(data))
+
+    def _note_pack(
+        self, pack: int, key: str, size: int, rows: list[tuple[int, int, int, bytes]]
+    ) -> None:
+        self._packs.append((pack, key, "", size))
+        self._places += [PlacementRow(row[0], pack, *row[1:]) for row in rows]
 
     def upload(self, pack: SealedPack) -> None:
         """Send a sealed pack and verify it; then it is in the block cache, not in the outbox.
@@ -190,7 +218,7 @@ class Sealing:
                 else:
                     stored, frames = encode_chunk(item.chunk, self._young_bytes(item))
             except (Corrupt, UnsupportedVersion, StoreError) as error:
-                if item.source_key:
+                if item.source_key and not self._lost_if_left(item):
                     # It stays where it is: `check` and a read of it will name it. A store that
                     # does not answer now may do so at the next commit, which need not wait.
                     if not (isinstance(error, StoreError) and error.retryable):
@@ -199,6 +227,10 @@ class Sealing:
                 self._damaged.append(item.chunk)
                 continue
             yield item, stored, frames
+
+    def _lost_if_left(self, item: SealItem) -> bool:
+        """Tell whether a chunk lies where it cannot stay: its base pack goes with this commit."""
+        return is_base_pack(item.source_key) and not self._job.first_base_pack
 
     def _young_bytes(self, item: SealItem) -> bytes:
         """Put a young chunk together from its pieces, each record verified."""
@@ -232,18 +264,7 @@ class Sealing:
 
     def _moved(self, item: SealItem) -> bytes:
         """Return a living chunk as stored, for its new place; every frame is verified."""
-        block_bytes = self._cache.block_bytes
-        first = item.source_offset // block_bytes
-        last = (item.source_offset + item.stored_length - 1) // block_bytes
-        blocks = [self._cache.get(item.source_key, index) for index in range(first, last + 1)]
-        if all(block is not None for block in blocks):
-            run = b"".join(block for block in blocks if block is not None)
-            skip = item.source_offset - first * block_bytes
-            stored = run[skip : skip + item.stored_length]
-        else:
-            stored = self._store.read(
-                item.source_key, offset=item.source_offset, length=item.stored_length
-            )
+        stored = self._stored(item)
         chunk, length, table = decode_chunk_header(stored, item.source_key)
         if chunk != item.chunk or length != item.length or len(stored) != item.stored_length:
             raise Corrupt("chunk", item.source_key, f"chunk {item.chunk} is not at its place")
@@ -252,7 +273,34 @@ class Sealing:
             decode_frame(chunk, index, frame, body, item.source_key)
         return stored
 
-    # --- the commit ----------------------------------------------------------------------
+    def _stored(self, item: SealItem) -> bytes:
+        """Return the bytes of a chunk's place: in a base pack, in the block cache, in the store."""
+        if is_base_pack(item.source_key):
+            return self._base.read(item.source_key, item.source_offset, item.stored_length)
+        block_bytes = self._cache.block_bytes
+        first = item.source_offset // block_bytes
+        last = (item.source_offset + item.stored_length - 1) // block_bytes
+        blocks = [self._cache.get(item.source_key, index) for index in range(first, last + 1)]
+        if all(block is not None for block in blocks):
+            run = b"".join(block for block in blocks if block is not None)
+            skip = item.source_offset - first * block_bytes
+            return run[skip : skip + item.stored_length]
+        return self._store.read(
+            item.source_key, offset=item.source_offset, length=item.stored_length
+        )
+
+    # --- the end -------------------------------------------------------------------------
+
+    def finish_local(self) -> LocalBody:
+        """Write the placements of a local cut."""
+        placements = Path(self._job.outbox) / f"placements-local-{self._job.first_base_pack}.db"
+        placements.unlink(missing_ok=True)
+        write_placements(placements, self._packs, self._places)
+        return LocalBody(
+            placements=str(placements),
+            pack_count=len(self._groups),
+            damaged=tuple(self._damaged),
+        )
 
     def finish(self) -> CommitBody:
         """Write the commit's body to the outbox: inline chunks, delta, placements."""

@@ -16,6 +16,7 @@ from s3fs_banyan.commit.space import LocalSpace
 from s3fs_banyan.data.recent import RecentRecords
 from s3fs_banyan.errors import NoSpace, ReadOnly
 from s3fs_banyan.journal.log import Appended, Journal
+from s3fs_banyan.meta.base import Base
 from s3fs_banyan.meta.committed import Committed
 from s3fs_banyan.meta.live import LiveState
 from s3fs_banyan.model import Operation, Piece, Place, Rewrite, Write
@@ -31,6 +32,10 @@ class EngineState:
         self.journal: Journal = recovered.journal
         self.live: LiveState = recovered.live
         self.committed: Committed = recovered.committed
+        self.base: Base | None = recovered.base
+        """The newest local cut, while it is newer than the last commit."""
+        self.base_bytes = self.base.packs_bytes() if self.base is not None else 0
+        """Bytes of base packs."""
         self.cuts = recovered.cuts
         self.set_aside = recovered.set_aside
         self.online = recovered.online
@@ -163,7 +168,8 @@ class EngineState:
         return self.journal.has_room(byte_count, use_reserve=frees)
 
     def _over_dirty_max(self) -> bool:
-        return self.journal.backlog_bytes > self.ctx.settings.dirty_bytes_max
+        backlog = self.journal.backlog_bytes + self.base_bytes
+        return backlog > self.ctx.settings.dirty_bytes_max
 
     # --- durability ----------------------------------------------------------------------
 
@@ -224,8 +230,11 @@ class EngineState:
         return self.live.extents.chunk_length(chunk)
 
     def place(self, chunk: int) -> Place | None:
-        """Return where a sealed chunk lies."""
-        return self.committed.place(chunk)
+        """Return where a sealed chunk lies: in the store, or in a base pack."""
+        place = self.committed.place(chunk)
+        if place is None and self.base is not None:
+            return self.base.place(chunk)
+        return place
 
     def object_size(self, key: str) -> int | None:
         """Return the size of a store object."""

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import trio
 
-from s3fs_banyan.commit.sealing import CommitBody, SealedPack, Sealing, SealJob
+from s3fs_banyan.commit.sealing import CommitBody, LocalBody, SealedPack, Sealing, SealJob
 from s3fs_banyan.errors import BanyanFSError, Corrupt, StoreError, Unavailable
 from s3fs_banyan.runtime import Runtime
 
@@ -43,6 +43,10 @@ class Worker(Protocol):
     async def upload(self, pack: SealedPack) -> None: ...
 
     async def finish(self) -> CommitBody: ...
+
+    async def finish_local(self) -> LocalBody:
+        """End the sealing of a local cut: its base packs and their names are synced."""
+        ...
 
     async def end(self) -> None:
         """Forget the sealing."""
@@ -69,6 +73,9 @@ class InlineWorker:
 
     async def finish(self) -> CommitBody:
         return await self._runtime.in_thread(self._now().finish, pool="cpu")
+
+    async def finish_local(self) -> LocalBody:
+        return await self._runtime.in_thread(self._now().finish_local, pool="cpu")
 
     async def end(self) -> None:
         if self._sealing is not None:
@@ -119,6 +126,10 @@ class WorkerProcess:
         answer = await self._call("finish", None)
         lists = {name: tuple(answer[name]) for name in ("damaged", "unmovable")}
         return CommitBody(**(answer | lists))
+
+    async def finish_local(self) -> LocalBody:
+        answer = await self._call("finish_local", None)
+        return LocalBody(**(answer | {"damaged": tuple(answer["damaged"])}))
 
     async def end(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -186,8 +197,8 @@ class WorkerProcess:
             while (end := self._buffer.find(b"\n")) >= 0:
                 answer = json.loads(self._buffer[:end])
                 del self._buffer[: end + 1]
-                self._answers[answer["id"]] = answer
                 if (event := self._waiting.get(answer["id"])) is not None:
+                    self._answers[answer["id"]] = answer  # else its asker was cancelled
                     event.set()
 
     def _fail_waiting(self) -> None:

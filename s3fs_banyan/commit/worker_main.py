@@ -71,6 +71,8 @@ class WorkerServer:
             return None
         if method == "finish":
             return _plain(self._sealing.finish())
+        if method == "finish_local":
+            return _plain(self._sealing.finish_local())
         raise RuntimeError(f"unknown request {method}")
 
     def _end(self) -> None:

@@ -225,6 +225,9 @@ class Commit(Section):
     inline_bytes_max: Annotated[int, _size(most=6 * MIB)] = Field(
         default=4 * MIB, alias="inline_max"
     )
+    local_cut_bytes: Annotated[int, _size(least=4 * MIB)] = Field(
+        default=256 * MIB, alias="local_cut"
+    )
 
 
 class Journal(Section):

@@ -15,6 +15,7 @@ from s3fs_banyan.data.objects import ObjectReader
 from s3fs_banyan.data.recent import RecentRecords
 from s3fs_banyan.errors import Corrupt, ObjectMissing
 from s3fs_banyan.format.chunk import Frame, decode_frame, decode_frame_table
+from s3fs_banyan.format.keys import is_base_pack
 from s3fs_banyan.model import FRAME_BYTES, ChunkId, Extent, Piece, Place
 from s3fs_banyan.observe import Metrics
 from s3fs_banyan.runtime import Runtime
@@ -46,6 +47,12 @@ class RecordSource(Protocol):
     def read_write_data(self, number: int, position: int, op_seq: int) -> bytes: ...
 
 
+class LocalPacks(Protocol):
+    """The base packs of a mount whose store is away."""
+
+    def read(self, key: str, offset: int, length: int) -> bytes: ...
+
+
 class Reader:
     """Serves file bytes from extents. One event loop."""
 
@@ -58,10 +65,12 @@ class Reader:
         runtime: Runtime,
         metrics: Metrics,
         ram_bytes: int,
+        local_packs: LocalPacks | None = None,
     ) -> None:
         self._chunks = chunks
         self._journal = journal
         self._objects = objects
+        self._local_packs = local_packs
         self._runtime = runtime
         self._metrics = metrics
         self.recent = RecentRecords(ram_bytes // 2)
@@ -190,12 +199,8 @@ class Reader:
         if missing:
             table = decode_frame_table(chunk, length, place.frames)
             low, high = table[missing[0]], table[missing[-1]]
-            size = self._chunks.object_size(place.key) or place.offset + place.stored_length
-            stored = await self._objects.read(
-                place.key,
-                place.offset + low.offset,
-                high.offset + high.stored_length - low.offset,
-                size,
+            stored = await self._read_stored(
+                place, low.offset, high.offset + high.stored_length - low.offset
             )
             frames = table[missing[0] : missing[-1] + 1]
             if len(frames) == 1:  # quicker than the way to a thread
@@ -212,6 +217,16 @@ class Reader:
         data = b"".join(frame for frame in found if frame is not None)
         skip = start - first * FRAME_BYTES
         return data[skip : skip + end - start]
+
+    async def _read_stored(self, place: Place, start: int, length: int) -> bytes:
+        """Return bytes of a stored chunk, unverified, from a base pack or the store."""
+        at = place.offset + start
+        if is_base_pack(place.key):
+            if self._local_packs is None:
+                raise ObjectMissing(f"base pack {place.key} belongs to another mount")
+            return await self._runtime.in_thread(self._local_packs.read, place.key, at, length)
+        size = self._chunks.object_size(place.key) or place.offset + place.stored_length
+        return await self._objects.read(place.key, at, length, size)
 
     def _report(self, error: Corrupt) -> None:
         log.error("corrupt data: %s", error)

@@ -84,3 +84,18 @@ def parse_checkpoint_key(key: str) -> int | None:
 def checkpoint_piece_key(content_hash: str) -> str:
     """Return the key of a checkpoint piece, named by the SHA-256 of its stored bytes."""
     return f"{CHECKPOINT_PIECE_PREFIX}{content_hash}"
+
+
+# --- base packs: files of the local directory, named by places as objects are --------------
+
+BASE_PACK_PREFIX: Final = "base/"
+
+
+def base_pack_key(number: int) -> str:
+    """Return the key by which places name a base pack; no object of the store has such a key."""
+    return f"{BASE_PACK_PREFIX}{number:012d}"
+
+
+def is_base_pack(key: str) -> bool:
+    """Tell whether a place's key names a base pack instead of an object of the store."""
+    return key.startswith(BASE_PACK_PREFIX)

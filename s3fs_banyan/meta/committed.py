@@ -194,9 +194,9 @@ class Committed:
             try:
                 self._write_head(footer, digest)
                 if delta is not None:
-                    self._apply_rows()
+                    apply_rows(connection)
                 if placements is not None:
-                    self._apply_placements(footer.seq)
+                    apply_placements(connection, footer.seq)
                 connection.execute("COMMIT").fetchall()
             except BaseException:
                 if connection.in_transaction:
@@ -230,40 +230,6 @@ class Committed:
                 "INSERT INTO head VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2",
                 (name, value),
             ).fetchall()
-
-    def _apply_rows(self) -> None:
-        for table, keys in STATE_KEYS.items():
-            listed = ", ".join(keys)
-            self._writer.execute(
-                f"DELETE FROM main.{table}"
-                f" WHERE ({listed}) IN (SELECT {listed} FROM delta.dead_{table})"
-            ).fetchall()
-        for table, columns in STATE_COLUMNS.items():
-            keys = STATE_KEYS[table]
-            rest = [column for column in columns if column not in keys]
-            names = ", ".join(columns)
-            changes = ", ".join(f"{column} = excluded.{column}" for column in rest)
-            self._writer.execute(
-                f"INSERT INTO main.{table} ({names}) SELECT {names} FROM delta.{table} WHERE true"
-                f" ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {changes}"
-            ).fetchall()
-
-    def _apply_placements(self, seq: int) -> None:
-        self._writer.execute(
-            "INSERT INTO main.pack SELECT p.id, p.key, p.class, p.size, 0, ?1, NULL"
-            " FROM placed.pack p"
-            " WHERE NOT EXISTS (SELECT 1 FROM main.pack q WHERE q.id = p.id)",
-            (seq,),
-        ).fetchall()
-        self._writer.execute(
-            "INSERT INTO main.place SELECT p.chunk, p.pack, p.offset, p.stored_length, p.frames"
-            " FROM placed.place p WHERE p.chunk IN (SELECT id FROM main.chunk)"
-            " ON CONFLICT (chunk) DO UPDATE SET pack = excluded.pack, offset = excluded.offset,"
-            " stored_length = excluded.stored_length, frames = excluded.frames"
-        ).fetchall()
-        self._writer.execute(
-            "UPDATE main.pack SET dead_seq = ?1 WHERE first_seq = ?1 AND live_bytes = 0", (seq,)
-        ).fetchall()
 
     def reread_head(self) -> Head:
         """Return the head as stored, after a commit was applied in a thread."""
@@ -320,6 +286,44 @@ class Committed:
         if self._reader is not None:
             self._reader.close()
         self._writer.close()
+
+
+def apply_rows(connection: apsw.Connection) -> None:
+    """Apply the attached `delta` to `main`: delete the dead, upsert the changed."""
+    for table, keys in STATE_KEYS.items():
+        listed = ", ".join(keys)
+        connection.execute(
+            f"DELETE FROM main.{table}"
+            f" WHERE ({listed}) IN (SELECT {listed} FROM delta.dead_{table})"
+        ).fetchall()
+    for table, columns in STATE_COLUMNS.items():
+        keys = STATE_KEYS[table]
+        rest = [column for column in columns if column not in keys]
+        names = ", ".join(columns)
+        changes = ", ".join(f"{column} = excluded.{column}" for column in rest)
+        connection.execute(
+            f"INSERT INTO main.{table} ({names}) SELECT {names} FROM delta.{table} WHERE true"
+            f" ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {changes}"
+        ).fetchall()
+
+
+def apply_placements(connection: apsw.Connection, seq: int) -> None:
+    """Apply the attached `placed` to `main`, skipping chunks that are not there."""
+    connection.execute(
+        "INSERT INTO main.pack SELECT p.id, p.key, p.class, p.size, 0, ?1, NULL"
+        " FROM placed.pack p"
+        " WHERE NOT EXISTS (SELECT 1 FROM main.pack q WHERE q.id = p.id)",
+        (seq,),
+    ).fetchall()
+    connection.execute(
+        "INSERT INTO main.place SELECT p.chunk, p.pack, p.offset, p.stored_length, p.frames"
+        " FROM placed.place p WHERE p.chunk IN (SELECT id FROM main.chunk)"
+        " ON CONFLICT (chunk) DO UPDATE SET pack = excluded.pack, offset = excluded.offset,"
+        " stored_length = excluded.stored_length, frames = excluded.frames"
+    ).fetchall()
+    connection.execute(
+        "UPDATE main.pack SET dead_seq = ?1 WHERE first_seq = ?1 AND live_bytes = 0", (seq,)
+    ).fetchall()
 
 
 def _read_head(connection: apsw.Connection) -> Head:

@@ -10,8 +10,9 @@ its end writes the last operation's number and checksum in the same transaction.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import apsw
 
@@ -19,11 +20,15 @@ from s3fs_banyan.errors import Corrupt
 from s3fs_banyan.meta.apply import Fold
 from s3fs_banyan.meta.database import attach, attach_scratch, open_database, run_script, runner
 from s3fs_banyan.meta.extents import Extents
-from s3fs_banyan.meta.tables import STATE_KEYS, live_sql
+from s3fs_banyan.meta.tables import BASE_TABLES, STATE_KEYS, live_sql
 from s3fs_banyan.meta.tree import Tree
 from s3fs_banyan.model import Operation
 
 LIVE_LEVEL = 1
+HELD: Final = 3
+"""The dirty set of keys by which base.db differs from committed.db: sent by no commit yet."""
+_SETS: Final = (0, 1, 2)
+"""One is active; one may be a commit's that is on its way, one a local cut's."""
 _TRANSACTION_OPERATIONS_MAX = 256
 
 
@@ -117,14 +122,18 @@ class LiveState:
 
     # --- dirty keys ----------------------------------------------------------------------
 
-    def flip_dirty(self) -> int:
-        """Let changes from now on go to the other dirty set; returns the set to be sent.
+    def flip_dirty(self, busy: int | None = None) -> int:
+        """Let changes from now on go to an empty dirty set; returns the set to be sent.
 
-        The other set must be empty: commits are strictly serial.
+        `busy` is the set of a commit that is on its way, if there is one.
         """
-        active = int(self._run("SELECT active FROM flip").fetchall()[0][0])
-        self._run("UPDATE flip SET active = ?", (1 - active,)).fetchall()
+        active = self._active()
+        free = next(number for number in _SETS if number not in {active, busy})
+        self._run("UPDATE flip SET active = ?", (free,)).fetchall()
         return active
+
+    def _active(self) -> int:
+        return int(self._run("SELECT active FROM flip").fetchall()[0][0])
 
     def empty_dirty(self, flip: int) -> None:
         """The very bytes made from this set were applied to committed.db: forget the keys."""
@@ -151,16 +160,60 @@ class LiveState:
         return True
 
     def merge_dirty(self) -> None:
-        """Put the set that was in flight back into the active one: its bytes were not applied."""
-        active = int(self._run("SELECT active FROM flip").fetchall()[0][0])
+        """Put every other set back into the active one: their bytes were not applied.
+
+        In one step, for the start of a life or of the committer.
+        """
+        active = self._active()
         for table, keys in STATE_KEYS.items():
             names = ", ".join(keys)
             self._run(
-                f"INSERT OR IGNORE INTO dirty_{table} SELECT ?, {names} FROM dirty_{table}"
-                " WHERE flip = ?",
-                (active, 1 - active),
+                f"INSERT OR IGNORE INTO dirty_{table} SELECT ?1, {names} FROM dirty_{table}"
+                " WHERE flip <> ?1",
+                (active,),
             ).fetchall()
-        self.empty_dirty(1 - active)
+            self._run(f"DELETE FROM dirty_{table} WHERE flip <> ?", (active,)).fetchall()
+
+    def move_dirty_some(self, source: int, target: int | None, limit: int) -> bool:
+        """Move up to `limit` keys of a set to another one (None: the active); true when done.
+
+        A key may be in several sets, so a death in between does no harm.
+        """
+        target = self._active() if target is None else target
+        if source == target:
+            return True
+        for table, keys in STATE_KEYS.items():
+            names = ", ".join(keys)
+            row = f"({names})" if len(keys) > 1 else names
+            some = f"SELECT {names} FROM dirty_{table} WHERE flip = ?1 ORDER BY {names} LIMIT ?2"
+            self._run(
+                f"INSERT OR IGNORE INTO dirty_{table} SELECT ?3, * FROM ({some})",
+                (source, limit, target),
+            ).fetchall()
+            self._run(
+                f"DELETE FROM dirty_{table} WHERE flip = ?1 AND {row} IN ({some})", (source, limit)
+            ).fetchall()
+            limit -= self._connection.changes()
+            if limit <= 0:
+                return False
+        return True
+
+    def hold_dirty(self, keys: Mapping[str, Sequence[tuple[int | str | bytes, ...]]]) -> None:
+        """Note keys by which the base of this life differs from committed.db."""
+        for table, rows in keys.items():
+            marks = ", ".join("?" for _ in STATE_KEYS[table])
+            self._connection.executemany(
+                f"INSERT OR IGNORE INTO dirty_{table} VALUES ({HELD}, {marks})", rows
+            )
+
+    def forget_gone(
+        self, flip: int, table: str, rows: Sequence[tuple[int | str | bytes, ...]]
+    ) -> None:
+        """Drop keys that neither this state nor committed.db has from a set and the held one."""
+        same = " AND ".join(f"{key} = ?" for key in STATE_KEYS[table])
+        self._connection.executemany(
+            f"DELETE FROM dirty_{table} WHERE flip IN ({flip}, {HELD}) AND {same}", rows
+        )
 
     def dirty_count(self) -> int:
         """Number of dirty keys (a cheap estimate is enough: inodes, extents and chunks)."""
@@ -179,14 +232,22 @@ class LiveState:
     # --- snapshots and the WAL -----------------------------------------------------------
 
     def prepare_snapshot(
-        self, committed: Path, delta: Path, seal: Path, *, committed_vfs: str | None
+        self,
+        committed: Path,
+        delta: Path,
+        seal: Path,
+        *,
+        committed_vfs: str | None,
+        base: Path | None = None,
     ) -> Snapshot:
         """Open what a snapshot will need; blocks for some opens, takes no snapshot yet."""
         connection = open_database(self._path, durable=False, cache_kib=4096)
         attach(connection, committed, "committed", vfs=committed_vfs)
+        if base is not None:
+            attach(connection, base, "base", vfs=committed_vfs)
         attach_scratch(connection, delta, "delta")
         attach_scratch(connection, seal, "seal")
-        return Snapshot(connection)
+        return Snapshot(connection, has_base=base is not None)
 
     def checkpoint_wal(self) -> None:
         """Move the WAL's pages into the database, on a connection of its own; for a thread."""
@@ -221,8 +282,10 @@ class LiveState:
 class Snapshot:
     """A frozen view of live.db, for one thread at a time."""
 
-    def __init__(self, connection: apsw.Connection) -> None:
+    def __init__(self, connection: apsw.Connection, *, has_base: bool = False) -> None:
         self.connection = connection
+        self.has_base = has_base
+        """Whether base.db is attached: chunks may have their places there."""
 
     def freeze(self) -> None:
         """Take the snapshot *now*, by reading a row: BEGIN alone takes none."""
@@ -289,6 +352,7 @@ def create_live(
     run_script(
         connection,
         "BEGIN; DROP TRIGGER chunk_gone; DROP TABLE place; DROP TABLE pack; DROP TABLE head;"
+        + "".join(f"DROP TABLE IF EXISTS {name};" for name in BASE_TABLES)
         + live_sql()
         + "COMMIT;",
     )

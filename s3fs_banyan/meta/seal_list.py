@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +47,16 @@ class SealList:
             (chunk,),
         )
         return [Piece(*row) for row in rows.fetchall()]
+
+    def sources(self, chunks: Sequence[int]) -> set[str]:
+        """Return the keys from which some chunks were to be moved."""
+        if not self._run("SELECT 1 FROM sqlite_master WHERE name = 'move'").fetchall():
+            return set()
+        keys: set[str] = set()
+        for chunk in chunks:
+            rows = self._run("SELECT key FROM move WHERE chunk = ?", (chunk,)).fetchall()
+            keys.update(row[0] for row in rows)
+        return keys
 
     def close(self) -> None:
         """Close the database; the file stays."""

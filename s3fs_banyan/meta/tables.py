@@ -87,6 +87,22 @@ def _trigger(table: str, keys: tuple[str, ...], name: str, event: str, row: str)
     )
 
 
+BASE_TABLES: Final = ("cut", *(f"held_{table}" for table in STATE_KEYS))
+"""What base.db has besides the tables of committed.db."""
+
+
+def base_sql() -> str:
+    """Return the statements that make `BASE_TABLES`: cuts since, and keys held back."""
+    statements = ["CREATE TABLE cut (op_seq INTEGER PRIMARY KEY, chain TEXT NOT NULL) STRICT;"]
+    for table, keys in STATE_KEYS.items():
+        typed = ", ".join(f"{key} {key_type(table, key)} NOT NULL" for key in keys)
+        statements.append(
+            f"CREATE TABLE held_{table} ({typed}, PRIMARY KEY ({', '.join(keys)}))"
+            " STRICT, WITHOUT ROWID;"
+        )
+    return "\n".join(statements)
+
+
 def committed_sql() -> str:
     """Return the statements that make what only committed.db has: places, packs, the head.
 

@@ -319,6 +319,8 @@ class Metrics:
         self.commit_failures = {
             step: _counter(of["commit_failures_total"], step) for step in COMMIT_STEPS
         }
+        self.local_cuts = _counter(of["local_cuts_total"])
+        self.base_packs_bytes = _gauge(of["base_packs_bytes"])
         self.recovery_lag_bytes = _gauge(of["recovery_lag_bytes"])
         self.recovery_lag_seconds = _gauge(of["recovery_lag_seconds"])
 

@@ -158,6 +158,10 @@ METRICS: Final = (
     ),
     _metric("counter", "commit_failures_total", "Steps of commits that failed.", step=COMMIT_STEPS),
     _metric(
+        "counter", "local_cuts_total", "Local cuts: the journal freed while the store is away."
+    ),
+    _metric("gauge", "base_packs_bytes", "Bytes of base packs, kept until the store has them."),
+    _metric(
         "gauge",
         "recovery_lag_bytes",
         "Bytes that would be lost with this machine: written, not yet in the store.",

@@ -116,6 +116,8 @@ def s3_volume(
 ) -> Volume:
     """Make a volume of its own in a server's bucket, reached directly or through a proxy.
 
+    `settings` may have a section `remote`, for keys of `storage.remote`.
+
     All share one bucket: SeaweedFS reserves several of its few data files for each.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -135,10 +137,12 @@ def s3_volume(
     }
     if small:
         remote |= {"connect_timeout": "1s", "read_timeout": "3s", "retry_deadline": "3s"}
+    settings = dict(settings or {})
+    remote |= settings.pop("remote", {})
     return Volume(
         url=f"s3://{bucket}/{prefix}",
         directory=directory,
-        settings={"storage": {"remote": remote}, **(settings or {})},
+        settings={"storage": {"remote": remote}, **settings},
         environment={
             "AWS_ACCESS_KEY_ID": server.access_key,
             "AWS_SECRET_ACCESS_KEY": server.secret_key,

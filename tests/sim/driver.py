@@ -47,6 +47,7 @@ def random_dials(rng: Random) -> Dials:
         sync_fails=rng.choice((0.0, 0.0, 0.01, 0.05)),
         check_chance=0.03,
         faults=faults,
+        local_cut_bytes=rng.choice((1, 100 << 10, 300 << 10)),
     )
 
 
@@ -72,17 +73,31 @@ async def drive_random(world: World) -> None:
     rng = world.rng("driver")
     with trio.fail_after(_HOURS):
         machine = world.new_machine()
+        outages = world.rng("outages")
         for _ in range(rng.randint(2, 4)):
             end = rng.choice(_ENDS)
             plan = Plan(seconds=rng.choice((2.0, 8.0, 20.0)) * rng.random(), end=end)
             if rng.random() < 0.2:
+                world.store.outage_from_s = 0.0
                 world.store.outage_until_s = now_s() + rng.choice((3.0, 120.0))
+            elif outages.random() < 0.4:
+                _plan_outage(world, plan, outages)
             if end == "overlap":
                 machine = await _overlap(world, machine, plan, rng)
                 continue
             await mount(world, machine, plan)
             machine = _afterwards(world, machine, end)
         await finish(world, machine)
+
+
+def _plan_outage(world: World, plan: Plan, rng: Random) -> None:
+    """Let the store go away in the middle of a life that has work to do meanwhile.
+
+    It may end with the outage still on: then the next one begins in it.
+    """
+    plan.seconds += 20.0 * rng.random()
+    world.store.outage_from_s = now_s() + plan.seconds * rng.random() * 0.6
+    world.store.outage_until_s = world.store.outage_from_s + rng.choice((5.0, 20.0, 100.0))
 
 
 def _afterwards(world: World, machine: Machine, end: str) -> Machine:

@@ -6,10 +6,12 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from s3fs_banyan.commit.base_packs import BasePacks
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.format.chunk import decode_frame, decode_frame_table
 from s3fs_banyan.format.volume import VolumeDescriptor
+from s3fs_banyan.meta.base import Base
 from s3fs_banyan.meta.committed import Committed
 from s3fs_banyan.meta.tables import STATE_COLUMNS, STATE_KEYS
 from s3fs_banyan.remote.base import RemoteFileSystem
@@ -27,6 +29,8 @@ def check_state(state: EngineState) -> None:
     _check_extents(state)
     _check_pieces(state)
     _check_packs(state.committed)
+    if state.base is not None:
+        _check_base(state, state.base)
 
 
 def _check_dirty(state: EngineState) -> None:
@@ -71,6 +75,8 @@ def _check_pieces(state: EngineState) -> None:
     """A chunk without a place is covered by pieces whose segments are there."""
     run = state.live._run
     placed = {row[0] for row in state.committed.reader().execute("SELECT chunk FROM place")}
+    if state.base is not None:
+        placed |= {row[0] for row in state.base.writer().execute("SELECT chunk FROM place")}
     pieces: dict[int, list[tuple[int, int, int]]] = {}
     sql = "SELECT chunk, offset, length, segment FROM piece ORDER BY chunk, offset"
     for chunk, offset, length, segment in run(sql).fetchall():
@@ -86,6 +92,22 @@ def _check_pieces(state: EngineState) -> None:
             )
             end = offset + piece_length
         assert end >= length, f"chunk {chunk}: {end} of {length} bytes have pieces, and no place"
+
+
+def _check_base(state: EngineState, base: Base) -> None:
+    """base.db holds every key by which it differs from committed.db; its packs are there."""
+    run, reader = base.writer().execute, state.committed.reader()
+    for table, columns in STATE_COLUMNS.items():
+        width = len(STATE_KEYS[table])
+        sql = f"SELECT {', '.join(columns)} FROM {table}"  # noqa: S608  # our own names
+        here = {row[:width]: row for row in run(sql).fetchall()}
+        there = {row[:width]: row for row in reader.execute(sql).fetchall()}
+        differ = {key for key in here.keys() | there.keys() if here.get(key) != there.get(key)}
+        missing = differ - set(run(f"SELECT * FROM held_{table}").fetchall())  # noqa: S608  # ours
+        assert not missing, f"rows of {table} in base.db differ and are not held: {missing}"
+    for (key,) in run("SELECT key FROM pack").fetchall():
+        path = BasePacks(state.ctx.disk, state.ctx.local.base_packs).path(str(key))
+        assert state.ctx.disk.exists(path), f"base pack {key} is gone"
 
 
 def _check_packs(committed: Committed) -> None:

@@ -49,10 +49,20 @@ class SimStore:
     on_commit: Callable[[CommitFooter], None]
     faults: StoreFaults
     objects: MemoryStore
+    outage_from_s: float = 0.0
     outage_until_s: float = 0.0
+    outage_every_s: float = 0.0
+    """The same outage comes again and again, so often."""
     late: list[_Late] = field(default_factory=list)
     epoch: int = 0
     flipped: set[str] = field(default_factory=set)
+
+    def is_away(self) -> bool:
+        """Tell whether there is an outage just now."""
+        now_s = self.now_s()
+        if self.outage_every_s and now_s > self.outage_from_s:
+            now_s = self.outage_from_s + (now_s - self.outage_from_s) % self.outage_every_s
+        return self.outage_from_s <= now_s < self.outage_until_s
 
     def settle(self, *, all_of_them: bool = False) -> None:
         """Let writes land whose time has come."""
@@ -135,7 +145,7 @@ class StoreHandle:
             self._die()
         store.settle()
         draw = store.rng.random()
-        if store.now_s() < store.outage_until_s:
+        if store.is_away():
             store.on_event(f"{self._name} {verb} {path} outage")
             raise Unavailable(f"injected: {path}: the store is away")
         if draw < faults.error_before:

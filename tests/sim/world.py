@@ -55,6 +55,7 @@ class Dials:
     pause_s: float = 0.2
     bytes_max: int = 20_000
     segment_bytes: int = 128 << 10
+    local_cut_bytes: int = 256 << 10
     inline_bytes_max: int = 200_000
     commit_interval_s: float = 2.0
     checkpoint_commits_max: int = 3
@@ -182,7 +183,7 @@ class World:
 
     def calm(self) -> None:
         """Let all faults end; what is still on its way lands now."""
-        self.store.outage_until_s = 0.0
+        self.store.outage_until_s = self.store.outage_every_s = 0.0
         self.store.faults = self.dials.faults = StoreFaults()
         self.dials.sync_fails = self.dials.crash_chance = 0.0
         self.store.settle(all_of_them=True)
@@ -378,6 +379,7 @@ class Mounted:
             journal=JournalSettings(
                 segment_bytes=dials.segment_bytes, sync_bytes=64 << 10, spares=2, spares_max=4
             ),
+            local_cut_bytes=dials.local_cut_bytes,
             commit_interval_s=dials.commit_interval_s,
             inline_bytes_max=dials.inline_bytes_max,
             dirty_bytes_max=6 * dials.segment_bytes,
