@@ -37,7 +37,7 @@ def main() -> int:
         spent_s = time.monotonic() - begin
         running.results.check("until the lag is below a minute", spent_s, 120.0, "s")
         running.load.stop()
-        _verify(running)
+        verify_all(running)
     return running.results.finish()
 
 
@@ -69,7 +69,8 @@ def _die(running: Session) -> None:
     running.load.start()
 
 
-def _verify(running: Session) -> None:
+def verify_all(running: Session) -> None:
+    """Verify on the mount, through an empty cache, and every object."""
     mount, load, results = running.mount, running.load, running.results
     load.verify("answered")
     results.event("verified on the mount")
