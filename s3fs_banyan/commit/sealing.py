@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from s3fs_banyan.commit.classes import ClassPolicy
+from s3fs_banyan.commit.grouping import Group, Limits, divide
+from s3fs_banyan.config.prices import STANDARD
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import Corrupt, ObjectMissing, StoreError, UnsupportedVersion
 from s3fs_banyan.format.blob import encode_blob
@@ -54,6 +57,9 @@ class SealJob:
     inline_bytes_max: int
     keep_in_outbox: bool = True
     """False where the local disk has no room: packs go from RAM."""
+    policy: dict[str, Any] = field(default_factory=dict)
+    """`ClassPolicy.plain()`; empty: one class, nothing apart."""
+    now_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +69,8 @@ class SealedPack:
     number: int
     key: str
     size: int
+    storage_class: str = ""
+    """Empty: the store's standard one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +99,8 @@ class Sealing:
         self._store = store
         self._cache = cache
         self._list = SealList(Path(job.seal_db))
-        self._groups: list[list[SealItem]] = []
+        self._policy = ClassPolicy.from_plain(job.policy)
+        self._groups: list[Group] = []
         self._inline: list[SealItem] = []
         self._packs: list[tuple[int, str, str, int]] = []
         self._places: list[PlacementRow] = []
@@ -103,23 +112,12 @@ class Sealing:
         self._records: OrderedDict[tuple[int, int], bytes] = OrderedDict()
 
     def plan(self) -> int:
-        """Divide the chunks into packs; returns how many packs there are to seal.
-
-        What is small in all goes inline; of more, full packs are made, and a small remainder
-        goes inline, too. The pack size counts raw bytes, so that 1 GiB is sixteen packs.
-        """
-        group: list[SealItem] = []
-        size = 0
-        for item in self._list.items():
-            if size + item.length > self._job.pack_bytes and group:
-                self._groups.append(group)
-                group, size = [], 0
-            group.append(item)
-            size += item.length
-        if size <= self._job.inline_bytes_max:
-            self._inline = group
-        elif group:
-            self._groups.append(group)
+        """Divide the chunks into packs; returns how many packs there are to seal."""
+        job = self._job
+        limits = Limits(pack_bytes=job.pack_bytes, inline_bytes_max=job.inline_bytes_max)
+        self._groups, self._inline = divide(
+            self._list.items(), self._list.directories(), self._policy, limits, job.now_ns
+        )
         return len(self._groups)
 
     # --- packs ---------------------------------------------------------------------------
@@ -130,12 +128,13 @@ class Sealing:
         bodies: list[bytes] = []
         rows: list[tuple[int, int, int, bytes]] = []
         offset = 0
-        for item, stored, frames in self._encoded(self._groups[number]):
+        group = self._groups[number]
+        for item, stored, frames in self._encoded(group.items):
             entries.append(PackEntry(item.chunk, offset, len(stored), item.length))
             rows.append((item.chunk, offset, len(stored), frames))
             bodies.append(stored)
             offset += len(stored)
-        self._groups[number] = []
+        self._groups[number] = Group(items=[])
         if not entries:
             return None
         bodies.append(encode_pack_tail(entries))
@@ -147,9 +146,11 @@ class Sealing:
             self._outbox_path(key).write_bytes(data)
         else:
             self._in_ram[number] = data
-        self._packs.append((pack, key, "", len(data)))
+        verdict = self._policy.judge(group.rule, len(data), group.age_s)
+        chosen = "" if verdict.storage_class == STANDARD else verdict.storage_class
+        self._packs.append((pack, key, chosen, len(data)))
         self._places += [PlacementRow(row[0], pack, *row[1:]) for row in rows]
-        return SealedPack(number=number, key=key, size=len(data))
+        return SealedPack(number=number, key=key, size=len(data), storage_class=chosen)
 
     def upload(self, pack: SealedPack) -> None:
         """Send a sealed pack and verify it; then it is in the block cache, not in the outbox.
@@ -163,7 +164,7 @@ class Sealing:
             data = path.read_bytes()
         if not (pack.key in self._attempted and self._is_there(pack)):
             self._attempted.add(pack.key)
-            self._store.write(pack.key, data)
+            self._store.write(pack.key, data, storage_class=pack.storage_class)
         self._cache.put_object(pack.key, data)
         self._in_ram.pop(pack.number, None)
         path.unlink(missing_ok=True)

@@ -6,7 +6,8 @@ a commit, synced. Applying a commit twice is harmless.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from s3fs_banyan.meta.database import (
     run_script,
     runner,
 )
+from s3fs_banyan.meta.paths import FileRow, directories_sql
 from s3fs_banyan.meta.tables import (
     STATE_COLUMNS,
     STATE_KEYS,
@@ -114,6 +116,40 @@ class CommittedView:
             "SELECT c.id, c.length, p.pack, k.key, p.offset, p.stored_length FROM place p"
             " JOIN pack k ON k.id = p.pack JOIN chunk c ON c.id = p.chunk WHERE p.pack = ?",
             (pack,),
+        ).fetchall()
+        return rows
+
+    def homes(self, packs: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Return (chunk, inode, offset) of a file that each living chunk of the packs is in."""
+        rows: list[tuple[int, int, int]] = self._run(
+            "SELECT e.chunk, e.ino, min(e.offset) FROM extent e WHERE e.chunk IN ("
+            "SELECT p.chunk FROM place p WHERE p.pack IN (SELECT value FROM json_each(?)))"
+            " GROUP BY e.chunk",
+            (json.dumps(list(packs)),),
+        ).fetchall()
+        return rows
+
+    def files(self, inos: Sequence[int]) -> list[FileRow]:
+        """Return the names of inodes, one of each; what has no name is left out."""
+        rows = self._run(
+            "SELECT d.ino, d.parent, d.name, i.size, i.mtime_ns FROM dentry d"
+            " JOIN inode i ON i.ino = d.ino WHERE d.ino IN (SELECT value FROM json_each(?))"
+            " GROUP BY d.ino",
+            (json.dumps(list(inos)),),
+        ).fetchall()
+        return [FileRow(*row) for row in rows]
+
+    def directories_above(self, inos: Sequence[int]) -> list[tuple[int, int, bytes]]:
+        """Return (inode, parent, name) of directories and of all above them."""
+        rows: list[tuple[int, int, bytes]] = self._run(
+            directories_sql("main", "SELECT value FROM json_each(?)"), (json.dumps(list(inos)),)
+        ).fetchall()
+        return rows
+
+    def stored(self) -> list[tuple[str, int, int, int]]:
+        """Return (class, packs, bytes, living bytes) of all packs that were not deleted."""
+        rows: list[tuple[str, int, int, int]] = self._run(
+            "SELECT class, count(*), sum(size), sum(live_bytes) FROM pack GROUP BY class"
         ).fetchall()
         return rows
 
