@@ -52,8 +52,8 @@ class RequestBudget:
         spent = counted - self._counted
         is_first = self._commit_ns < 0
         self._counted, self._commit_ns = counted, commit_ns
-        if is_first:
-            return  # what the mount itself has cost
+        if is_first or not spent:
+            return  # what the mount itself has cost; a commit that found nothing to be done
         before = self._per_commit
         self._per_commit = spent if before is None else before + _WEIGHT * (spent - before)
         needed_s = self._per_commit * _HOUR_S / self._per_hour

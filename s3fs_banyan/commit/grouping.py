@@ -81,20 +81,20 @@ def divide(
         else:
             (moved if item.source_key else young).append(item)
     for rule, follow in sorted(wanted.items()):
-        for pack in _packs_by_unit(follow, unit_of, limits):
+        packs, others = _apart(follow, unit_of, limits)
+        for pack in packs + _cut(others, limits.pack_bytes):
             age_s = min(_age_s(item, now_ns) for item in pack)
             if policy.judge(rule, _stored_bytes(pack), age_s).storage_class != STANDARD:
                 groups.append(Group(items=pack, rule=rule, age_s=age_s))
                 continue
             for item in pack:
                 (moved if item.source_key else young).append(item)
-    rest = young
-    for pack in _packs_by_unit(_in_path_order(moved, paths), unit_of, limits):
-        if _stored_bytes(pack) >= limits.unit_bytes_min or unit_of(pack[0]):
-            groups.append(Group(items=pack))
-        else:
-            rest = rest + pack
-    packs = _cut(rest, limits.pack_bytes)
+    packs, others = _apart(_in_path_order(moved, paths), unit_of, limits)
+    gathered = _cut(others, limits.pack_bytes)
+    if gathered and _stored_bytes(gathered[-1]) < limits.unit_bytes_min:
+        young += gathered.pop()
+    groups += [Group(items=pack) for pack in packs + gathered]
+    packs = _cut(young, limits.pack_bytes)
     inline: list[SealItem] = []
     if packs and sum(item.length for item in packs[-1]) <= limits.inline_bytes_max:
         inline = packs.pop()
@@ -102,21 +102,20 @@ def divide(
     return groups, inline
 
 
-def _packs_by_unit(
+def _apart(
     items: list[SealItem], unit_of: Callable[[SealItem], str], limits: Limits
-) -> list[list[SealItem]]:
-    """Cut into packs: moved chunks of a large unit by themselves, all others together."""
+) -> tuple[list[list[SealItem]], list[SealItem]]:
+    """Cut moved chunks of large units into packs of their own; returns these, and all others."""
     units: dict[str, list[SealItem]] = {}
     for item in items:
-        units.setdefault(unit_of(item) if item.source_key else "", []).append(item)
-    gathered = units.pop("", [])
+        if item.source_key and (unit := unit_of(item)):
+            units.setdefault(unit, []).append(item)
+    large = {u: m for u, m in units.items() if _stored_bytes(m) >= limits.unit_bytes_min}
     packs: list[list[SealItem]] = []
-    for _, members in sorted(units.items()):
-        if _stored_bytes(members) >= limits.unit_bytes_min:
-            packs += _cut(members, limits.pack_bytes)
-        else:
-            gathered += members
-    return packs + _cut(gathered, limits.pack_bytes)
+    for _, members in sorted(large.items()):
+        packs += _cut(members, limits.pack_bytes)
+    others = [item for item in items if not (item.source_key and unit_of(item) in large)]
+    return packs, others
 
 
 def _cut(items: list[SealItem], pack_bytes: int) -> list[list[SealItem]]:

@@ -11,6 +11,7 @@ simulation. It writes to `outbox/` and the block cache only, and never publishes
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from s3fs_banyan.commit.classes import ClassPolicy
 from s3fs_banyan.commit.grouping import Group, Limits, divide
 from s3fs_banyan.config.prices import STANDARD
 from s3fs_banyan.data.blocks import BlockCache
-from s3fs_banyan.errors import Corrupt, ObjectMissing, StoreError, UnsupportedVersion
+from s3fs_banyan.errors import Corrupt, Misconfigured, ObjectMissing, StoreError, UnsupportedVersion
 from s3fs_banyan.format.blob import encode_blob
 from s3fs_banyan.format.checksum import sha256_hex
 from s3fs_banyan.format.chunk import (
@@ -37,6 +38,8 @@ from s3fs_banyan.journal.log import read_write_record
 from s3fs_banyan.meta.committed import PlacementRow, write_placements
 from s3fs_banyan.meta.seal_list import SealItem, SealList
 from s3fs_banyan.remote.base import RemoteFileSystem
+
+log = logging.getLogger(__name__)
 
 _RECORDS_CACHED: Final = 16
 COMMIT_BYTES_MAX: Final = 8 << 20
@@ -106,6 +109,7 @@ class Sealing:
         self._places: list[PlacementRow] = []
         self._damaged: list[int] = []
         self._unmovable: set[str] = set()
+        self._refused: set[str] = set()
         self._in_ram: dict[int, bytes] = {}
         self._attempted: set[str] = set()
         self._files: dict[int, DiskFile] = {}
@@ -164,10 +168,26 @@ class Sealing:
             data = path.read_bytes()
         if not (pack.key in self._attempted and self._is_there(pack)):
             self._attempted.add(pack.key)
-            self._store.write(pack.key, data, storage_class=pack.storage_class)
+            self._send(pack, data)
         self._cache.put_object(pack.key, data)
         self._in_ram.pop(pack.number, None)
         path.unlink(missing_ok=True)
+
+    def _send(self, pack: SealedPack, data: bytes) -> None:
+        """Write a pack; a store that does not know its class must not stop the commit."""
+        try:
+            self._store.write(pack.key, data, storage_class=pack.storage_class)
+        except Misconfigured as error:
+            if not pack.storage_class:
+                raise
+            self._store.write(pack.key, data)
+            self._refused.add(pack.key)
+            log.warning(
+                "the store does not take storage class %s, %s lies in its standard one: %s",
+                pack.storage_class,
+                pack.key,
+                error,
+            )
 
     def _is_there(self, pack: SealedPack) -> bool:
         """Tell whether an attempt whose answer was lost had its effect."""
@@ -271,7 +291,10 @@ class Sealing:
             delta_hash = sha256_hex(delta)
             self._store.write(log_delta_key(job.seq, delta_hash), delta)
             delta = b""
-        packs = list(self._packs)
+        packs = [
+            (pack, key, "" if key in self._refused else chosen, size)
+            for pack, key, chosen, size in self._packs
+        ]
         if rows:
             # The size is not known before the placements are written; it is a bound for
             # read-ahead and a number for people, so the inline part is what counts.

@@ -200,6 +200,16 @@ class Committed:
         rows = self._query("SELECT size FROM pack WHERE key = ?", (key,))
         return rows[0][0] if rows else None
 
+    def packs_of(self, chunks: Sequence[int]) -> dict[int, tuple[int, PackRow]]:
+        """Return chunk -> (its stored length, the object it is in), without those in none."""
+        rows = self._query(
+            "SELECT p.chunk, p.stored_length, k.id, k.key, k.class, k.size, k.live_bytes,"
+            " k.first_seq, k.dead_seq FROM place p JOIN pack k ON k.id = p.pack"
+            " WHERE p.chunk IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(chunks)),),
+        )
+        return {row[0]: (row[1], PackRow(*row[2:])) for row in rows}
+
     def _query(self, sql: str, values: tuple[int | str, ...]) -> list[Any]:
         rows: list[Any] = self._read().execute(sql, values).fetchall()
         return rows
