@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
@@ -213,11 +214,17 @@ def _storage_rate_days(price: ClassPrice, days: float, reads: float) -> float:
 def break_even_days(
     wanted: ClassPrice, standard: ClassPrice, size: int, reads: float
 ) -> int | None:
-    """Return from how many days of life on a class costs less than STANDARD; None: never."""
-    for days in range(1, _LIFE_DAYS_MAX + 1):
-        if pack_cost(wanted, size, days, reads) < pack_cost(standard, size, days, reads):
-            return days
-    return None
+    """Return from how many days of life on a class costs less than STANDARD; None: never.
+
+    Where it begins to pay, it goes on to: behind the minimum duration and the last tier the
+    difference grows by the same amount each day.
+    """
+
+    def pays(days: int) -> bool:
+        return pack_cost(wanted, size, days, reads) < pack_cost(standard, size, days, reads)
+
+    lives = range(1, _LIFE_DAYS_MAX + 1)
+    return lives[bisect_left(lives, True, key=pays)] if pays(_LIFE_DAYS_MAX) else None
 
 
 def monthly_cost(price: ClassPrice, size: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,8 +105,8 @@ async def test_the_committer_waits_for_the_budget_but_a_drain_does_not(
     del autojump_clock
     metrics = Metrics()
     settings = engine_settings(requests_per_hour=60, commit_interval_s=1.0)
-    ctx = world.context(settings=settings, store=MeterLayer(world.store, metrics.store))
-    object.__setattr__(ctx, "metrics", metrics)
+    metered = MeterLayer(world.store, metrics.store)
+    ctx = replace(world.context(settings=settings, store=metered), metrics=metrics)
     async with running(ctx) as engine, trio.open_nursery() as nursery:
         await engine.committer.take_epoch()
         nursery.start_soon(engine.committer.run)

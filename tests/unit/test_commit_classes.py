@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +21,7 @@ from s3fs_banyan.commit.classes import (
     monthly_cost,
     pack_cost,
 )
+from s3fs_banyan.config import parse_size
 from s3fs_banyan.config.prices import EXAMPLE_PRICES, STANDARD
 
 PRICES = {price.name: price for price in EXAMPLE_PRICES}
@@ -206,6 +209,19 @@ def test_no_verdict_costs_more_than_the_standard_class(
         assert least <= days + 1
     elif storage_class != STANDARD and least is not None:
         assert days < least
+
+
+def test_the_document_shows_the_break_even_points_of_the_price_table() -> None:
+    """A person chooses a class by that table."""
+    text = (Path(__file__).parents[2] / "docs" / "cost.md").read_text(encoding="utf-8")
+    header = re.findall(r"^\| pack \| reads a month \| (.*) \|$", text, re.MULTILINE)
+    assert [name.split(" | ") for name in header] == [[p.name for p in EXAMPLE_PRICES[1:]]]
+    rows = re.findall(r"^\| (\d+ [KM]iB) \| ([\d.]+) \| (.*) \|$", text, re.MULTILINE)
+    assert len(rows) == 12
+    for size, reads, cells in rows:
+        for price, cell in zip(EXAMPLE_PRICES[1:], cells.split(" | "), strict=True):
+            days = break_even_days(price, PRICES[STANDARD], parse_size(size), float(reads))
+            assert cell == ("never" if days is None else f"{days} days"), (size, reads, price.name)
 
 
 def test_the_monthly_cost_counts_the_minimum_size() -> None:

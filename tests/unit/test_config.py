@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from s3fs_banyan.config import (
     parse_size,
 )
 from s3fs_banyan.config.file import expand
-from s3fs_banyan.config.prices import EXAMPLE_PRICES
 from s3fs_banyan.errors import ConfigError
 
 SECRET = "wJalrXUtnFEMI-K7MDENG"
@@ -129,15 +127,6 @@ def test_file_store_has_a_url(tmp_path: Path) -> None:
     assert load_config(None, {}).storage.remote.url is None
 
 
-def test_prices_of_the_file_lie_over_the_built_in_ones(tmp_path: Path) -> None:
-    """Who gives one price must not lose the others, nor the minimum sizes and durations."""
-    config = load(tmp_path, nested("cost.prices", "[{class: STANDARD_IA, storage: 0.02}]"))
-    changed = {price.name: price for price in config.cost.table()}
-    built_in = {price.name: price for price in EXAMPLE_PRICES}
-    assert changed["STANDARD_IA"] == replace(built_in["STANDARD_IA"], storage=0.02)
-    assert changed["GLACIER_IR"] == built_in["GLACIER_IR"]
-
-
 def test_override_wins_over_the_file_and_none_is_no_override(tmp_path: Path) -> None:
     """An option that a person did not give must not undo the file."""
     path = tmp_path / "banyan.yaml"
@@ -228,41 +217,6 @@ FAULTS = [
     ("storage", "5", "", NO_SECTION),
     ("storage.remote", "[a]", "", NO_SECTION),
 ]
-IN_LISTS = [
-    ("storage.classes", "[{path: x}]", "[0].class", "is required"),
-    ("storage.classes", "[5]", "[0]", NO_SECTION),
-    (
-        "storage.classes",
-        "[{class: COLD}]",
-        "[0].class",
-        "expected 'STANDARD', 'STANDARD_IA', 'ONEZONE_IA', 'INTELLIGENT_TIERING' or 'GLACIER_IR'",
-    ),
-    (
-        "storage.classes",
-        "[{class: STANDARD}, {class: STANDARD, pth: a}]",
-        "[1].pth",
-        "unknown key, did you mean 'path'?",
-    ),
-    (
-        "storage.classes",
-        "[{class: STANDARD, size_min: 2, size_max: 1}]",
-        "[0]",
-        "'size_min' must not exceed 'size_max'",
-    ),
-    (
-        "storage.separate",
-        "[a/**b]",
-        "[0]",
-        "'**' stands for whole parts of a path: write it alone between slashes",
-    ),
-    (
-        "storage.classes",
-        "[{class: STANDARD, path: a//b}]",
-        "[0].path",
-        "not a path pattern: write parts between single slashes, such as measure/**/seg-*",
-    ),
-    ("cost.prices", "[{class: STANDARD, storage: -1}]", "[0].storage", "must be at least 0"),
-]
 ACROSS = [
     ("storage.remote", "{type: s3}", ".bucket", "is required when the type is 's3'"),
     ("storage.remote", "{type: file}", ".directory", "is required when the type is 'file'"),
@@ -332,7 +286,7 @@ def test_text_that_is_no_yaml_is_refused_with_its_line(tmp_path: Path, text: str
     assert faults(tmp_path, text) == [f"FILE: {why}"]
 
 
-@pytest.mark.parametrize(("given_key", "value", "inner", "why"), FAULTS + IN_LISTS + ACROSS)
+@pytest.mark.parametrize(("given_key", "value", "inner", "why"), FAULTS + ACROSS)
 def test_fault_is_one_line_with_its_key(
     tmp_path: Path, given_key: str, value: str, inner: str, why: str
 ) -> None:
