@@ -132,7 +132,7 @@ class ClassPolicy:
         wanted, standard = self.price_of[rule.storage_class], self.price_of[STANDARD]
         days = rule.life_days(age_s)
         here = pack_cost(wanted, size, days, rule.reads)
-        there = pack_cost(standard, size, days, rule.reads)
+        there = standard_cost(standard, size, days, rule.reads)
         if wanted.name == STANDARD:
             return Verdict(STANDARD, here, there, days, f"rule {number + 1} says so")
         if here < there:
@@ -198,6 +198,15 @@ def pack_cost(price: ClassPrice, size: int, days: float, reads: float) -> float:
     return price.put / 1000 + storage / MONTH_DAYS + watched + reading
 
 
+def standard_cost(standard: ClassPrice, size: int, days: float, reads: float) -> float:
+    """Return what the same bytes cost in STANDARD, without a request that writes them.
+
+    What is little travels inside the commit there, for nothing; a pack of another class is one
+    request more.
+    """
+    return pack_cost(standard, size, days, reads) - standard.put / 1000
+
+
 def _storage_rate_days(price: ClassPrice, days: float, reads: float) -> float:
     """Return price per GiB and month, summed over days."""
     after_30d = price.storage if price.after_30d is None else price.after_30d
@@ -221,7 +230,7 @@ def break_even_days(
     """
 
     def pays(days: int) -> bool:
-        return pack_cost(wanted, size, days, reads) < pack_cost(standard, size, days, reads)
+        return pack_cost(wanted, size, days, reads) < standard_cost(standard, size, days, reads)
 
     lives = range(1, _LIFE_DAYS_MAX + 1)
     return lives[bisect_left(lives, True, key=pays)] if pays(_LIFE_DAYS_MAX) else None

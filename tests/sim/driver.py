@@ -47,6 +47,7 @@ def random_dials(rng: Random) -> Dials:
         sync_fails=rng.choice((0.0, 0.0, 0.01, 0.05)),
         check_chance=0.03,
         faults=faults,
+        classes=rng.random() < 0.3,
     )
 
 

@@ -164,7 +164,7 @@ def test_the_cost_of_a_pack_is_what_the_provider_would_bill(
         ("STANDARD_IA", 365, PACK, 2.0, STANDARD, "at 2 reads a month it never pays"),
         ("STANDARD_IA", 365, 4096, 0.1, STANDARD, "4096 bytes are billed as 131072"),
         ("GLACIER_IR", 365, PACK, 0.1, "GLACIER_IR", "it pays for 365 days"),
-        ("GLACIER_IR", 10, PACK, 0.0, STANDARD, "it pays after 16 days, and 10 are expected"),
+        ("GLACIER_IR", 10, PACK, 0.0, STANDARD, "it pays after 17 days, and 10 are expected"),
         ("INTELLIGENT_TIERING", 30, PACK, 0.1, STANDARD, "it pays after 31 days"),
         ("INTELLIGENT_TIERING", 90, PACK, 0.1, "INTELLIGENT_TIERING", "it pays for 90 days"),
         ("STANDARD", 90, PACK, 0.1, STANDARD, "rule 1 says so"),
