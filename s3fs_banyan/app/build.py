@@ -6,8 +6,10 @@ import os
 import socket
 from pathlib import Path
 
+from s3fs_banyan.commit.classes import ClassPolicy, Rule
 from s3fs_banyan.commit.context import EngineSettings
 from s3fs_banyan.config import Config
+from s3fs_banyan.config.prices import STANDARD
 from s3fs_banyan.errors import ConfigError
 from s3fs_banyan.journal.log import JournalSettings
 from s3fs_banyan.observe import Metrics
@@ -49,6 +51,9 @@ def connect(
 ) -> RemoteFileSystem:
     """Open the store with its layers; see `open_store` for what it raises."""
     observer = metrics.store if metrics is not None else None
+    if metrics is not None:
+        standard = class_policy(config).price_of[STANDARD]
+        metrics.store_requests.use_prices(standard, config.cost.egress)
     return open_store(url, store_options(config), observer=observer, create=create)
 
 
@@ -75,6 +80,28 @@ def engine_settings(config: Config) -> EngineSettings:
         heartbeat_stale_s=config.heartbeat.stale_after_s,
         host=socket.gethostname(),
         pid=os.getpid(),
+        policy=class_policy(config),
+        requests_per_hour=config.budget.requests_per_hour,
+        budget_interval_max_s=config.budget.interval_max_s,
+    )
+
+
+def class_policy(config: Config) -> ClassPolicy:
+    """Return how storage classes are chosen, and what is kept apart."""
+    rules = [
+        Rule(
+            storage_class=rule.storage_class,
+            path=rule.path,
+            size_min_bytes=rule.size_min_bytes,
+            size_max_bytes=rule.size_max_bytes,
+            age_s=rule.age_s,
+            life_s=rule.life_s,
+            reads=rule.reads,
+        )
+        for rule in config.storage.classes
+    ]
+    return ClassPolicy(
+        rules=tuple(rules), prices=config.cost.table(), separate=config.storage.separate
     )
 
 

@@ -18,8 +18,12 @@ import trio
 
 log = logging.getLogger(__name__)
 
+_REQUEST_BYTES_MAX = 1 << 16
+"""A path of 4,096 bytes, each of them escaped."""
+
 Progress = Callable[[dict[str, object]], Awaitable[None]]
-Command = Callable[[Progress], Awaitable[dict[str, object]]]
+Command = Callable[..., Awaitable[dict[str, object]]]
+"""Takes where to report progress, and the request's argument if there is one."""
 
 
 def control_path(mountpoint: Path) -> Path:
@@ -69,14 +73,16 @@ async def _answer(stream: trio.SocketStream, commands: dict[str, Command]) -> No
 
     try:
         async with stream:
-            line = (await stream.receive_some(4096)).split(b"\n")[0]
-            name = json.loads(line or b"{}").get("command")
+            line = (await stream.receive_some(_REQUEST_BYTES_MAX)).split(b"\n")[0]
+            request = json.loads(line or b"{}")
+            name, argument = request.get("command"), request.get("argument")
+            arguments = () if argument is None else (argument,)
             command = commands.get(name)
             if command is None:
                 await send({"error": f"unknown command {name!r}"})
                 return
             try:
-                await send({"result": await command(progress)})
+                await send({"result": await command(progress, *arguments)})
             except Exception as error:  # noqa: BLE001  # told to the one who asked
                 if _is_hangup(error):
                     return
@@ -93,15 +99,19 @@ def _is_hangup(error: BaseException) -> bool:
     return isinstance(error, trio.BrokenResourceError)
 
 
-async def ask(mountpoint: Path, command: str) -> AsyncIterator[dict[str, object]]:
-    """Send one command and give the messages of the answer.
+async def ask(
+    mountpoint: Path, command: str, argument: str | None = None
+) -> AsyncIterator[dict[str, object]]:
+    """Send one command, with an argument if it takes one, and give the messages of the answer.
 
     Raises `OSError` if no daemon answers for this mount point. The last message has `result` or
     `error`; none comes if the daemon ends while it works.
     """
     stream = await trio.open_unix_socket(str(control_path(mountpoint)))
     async with stream:
-        await stream.send_all((json.dumps({"command": command}) + "\n").encode())
+        await stream.send_all(
+            (json.dumps({"command": command, "argument": argument}) + "\n").encode()
+        )
         buffer = b""
         async for data in stream:
             buffer += data

@@ -22,6 +22,7 @@ from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.commit.reclaim import Reclaimer
 from s3fs_banyan.commit.recovery import recover
 from s3fs_banyan.commit.state import EngineState
+from s3fs_banyan.commit.stored import StoredByClass
 from s3fs_banyan.commit.worker import Worker
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.data.objects import ObjectReader
@@ -76,6 +77,7 @@ class Engine:
             capacity_bytes=ctx.settings.capacity_bytes,
         )
         self.defragmenter = Defragmenter(state, self.filesystem)
+        self.stored = StoredByClass(state)
         self.service_failures: list[str] = []
         """Services that ended by an exception, each one a defect of ours."""
 
@@ -143,6 +145,7 @@ class Engine:
                 await ctx.runtime.in_thread(state.live.checkpoint_wal)
                 state.live.end_transaction(restart_wal=True)
             await ctx.runtime.in_thread(self.cache.flush_use)
+            await self.stored.refresh()
             self._set_gauges()
 
     def _set_gauges(self) -> None:
@@ -154,6 +157,7 @@ class Engine:
         metrics.base_packs_bytes.set(state.base_bytes)
         metrics.recovery_lag_bytes.set(state.lag_bytes)
         metrics.recovery_lag_seconds.set(self.lag_s)
+        metrics.commit_interval_seconds.set(self.committer.budget.stretched_s)
         metrics.store_reachable.set(int(state.online))
         metrics.backpressure_waiting_writers.set(state.waiting_writers)
         metrics.local_disk_free_bytes.set(self.ctx.disk.free_bytes(self.ctx.local.root))

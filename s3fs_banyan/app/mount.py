@@ -19,8 +19,9 @@ from pathlib import Path
 import trio
 
 from s3fs_banyan.app.build import connect, default_cache_directory, engine_settings, store_options
-from s3fs_banyan.app.control import Progress, serve_control
+from s3fs_banyan.app.control import Command, Progress, serve_control
 from s3fs_banyan.app.engine import Engine, open_engine
+from s3fs_banyan.app.explain import explain_in_mount
 from s3fs_banyan.app.status import engine_status
 from s3fs_banyan.app.volume import check_create_if_absent, read_volume
 from s3fs_banyan.commit.context import Context
@@ -48,6 +49,7 @@ from s3fs_banyan.errors import (
     Refused,
     StoreError,
     UnsupportedVersion,
+    UsageError,
 )
 from s3fs_banyan.format.keys import PROBE_PREFIX, WRITER
 from s3fs_banyan.format.volume import VOLUME_VERSION, VolumeDescriptor, decode_heartbeat
@@ -349,9 +351,7 @@ async def _watch_signals(request: MountRequest, engine: Engine) -> None:
                 log.warning("unmount: %s", error)
 
 
-def _commands(
-    request: MountRequest, engine: Engine, drained: trio.Event
-) -> dict[str, Callable[[Progress], object]]:
+def _commands(request: MountRequest, engine: Engine, drained: trio.Event) -> dict[str, Command]:
     async def status(_: Progress) -> dict[str, object]:
         return engine_status(engine, request.url, request.mountpoint, request.config)
 
@@ -377,7 +377,13 @@ def _commands(
             nursery.cancel_scope.cancel()
         return {"seq": engine.state.committed.head.seq}
 
-    return {"status": status, "sync": sync, "wait": wait}
+    async def explain(_: Progress, path: str) -> dict[str, object]:
+        try:
+            return await explain_in_mount(engine, path, request.config)
+        except UsageError as error:
+            return {"fault": str(error)}
+
+    return {"status": status, "sync": sync, "wait": wait, "explain": explain}
 
 
 async def _report(engine: Engine, target: int | None, progress: Progress) -> None:

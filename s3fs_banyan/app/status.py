@@ -31,7 +31,7 @@ def engine_status(engine: Engine, url: str, mountpoint: Path, config: Config) ->
         "commit": {
             "seq": head.seq,
             "phase": engine.committer.phase,
-            "interval_s": ctx.settings.commit_interval_s,
+            "interval_s": engine.committer.budget.stretched_s,
             "last_error": engine.committer.last_error,
             "dense_from": head.dense_from,
             "kept": list(head.kept),
@@ -60,6 +60,22 @@ def engine_status(engine: Engine, url: str, mountpoint: Path, config: Config) ->
             "misses": cache.misses,
         },
         "reclaim": {"problem": engine.reclaimer.last_problem},
+        "cost": _cost(engine, config),
         "latency": ctx.metrics.latency_summary(),
         "config": config.public_dict(),
+    }
+
+
+def _cost(engine: Engine, config: Config) -> dict[str, object]:
+    """Return requests, bytes and money; estimates by the price table."""
+    requests = engine.ctx.metrics.store_requests.by_kind()
+    return {
+        "currency": config.cost.currency,
+        "requests": {kind: total._asdict() for kind, total in requests.items()},
+        "storage": [one._asdict() for one in engine.stored.classes],
+        "budget": {
+            "requests_per_hour": config.budget.requests_per_hour,
+            "interval_s": engine.committer.budget.stretched_s,
+            "configured_s": config.commit.interval_s,
+        },
     }

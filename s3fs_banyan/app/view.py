@@ -98,9 +98,10 @@ class View:
 
     def __init__(self, committed: Committed, store: RemoteFileSystem) -> None:
         self.head = committed.head
+        self.committed = committed
         runtime, metrics = RealRuntime(), Metrics()
         tree = Tree(committed.reader())
-        extents = Extents(committed.reader(), tree)
+        self.extents = extents = Extents(committed.reader(), tree)
         objects = ObjectReader(
             store=store,
             cache=MemoryBlockCache(_CACHE_BYTES),

@@ -27,17 +27,21 @@ def control_answers(place: Path) -> bool:
         return True
 
 
-async def messages_of(place: Path, command: str) -> AsyncIterator[dict[str, Any]]:
+async def messages_of(
+    place: Path, command: str, argument: str | None = None
+) -> AsyncIterator[dict[str, Any]]:
     """Give the messages of an answer; raises `UsageError` if the daemon says that it failed."""
-    async with aclosing(ask(place, command)) as answers:  # type: ignore[type-var]  # a generator
+    async with aclosing(ask(place, command, argument)) as answers:  # type: ignore[type-var]  # a generator
         async for message in answers:
             if "error" in message:
                 raise UsageError(f"{place}: {message['error']}", exit_code=ExitCode.DAEMON)
             yield message
 
 
-async def result_of(place: Path, command: str) -> dict[str, Any] | None:
-    async for message in messages_of(place, command):
+async def result_of(
+    place: Path, command: str, argument: str | None = None
+) -> dict[str, Any] | None:
+    async for message in messages_of(place, command, argument):
         if "result" in message:
             found: dict[str, Any] = message["result"]
             return found

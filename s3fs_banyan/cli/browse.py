@@ -42,7 +42,8 @@ def register(app: typer.Typer) -> None:
 
 
 @contextmanager
-def _view(url: str, config: Config) -> Iterator[View]:
+def view_of(url: str, config: Config) -> Iterator[View]:
+    """Open a volume to be looked at, and close it behind the caller."""
     store = connect(url, config)
     try:
         volume = read_volume(store)
@@ -81,7 +82,7 @@ def ls(
     """
     found = settings(config, endpoint_url=endpoint_url, region=region)
     url, rest = take_store(words or [], found, "s3fs-banyan ls [STORE] [PATH]", range(2))
-    with _view(url, found) as view:
+    with view_of(url, found) as view:
         top = view.find(os.fsencode(rest[0] if rest else ""))
         entries = _listed(view, top, recursive=recursive, everything=everything)
         if json:
@@ -152,7 +153,7 @@ def cat(
     """
     found = settings(config, endpoint_url=endpoint_url, region=region)
     url, (path,) = take_store(words, found, "s3fs-banyan cat [STORE] PATH", range(1, 2))
-    with _view(url, found) as view:
+    with view_of(url, found) as view:
         entry = view.find(os.fsencode(path))
         if not entry.is_file:
             raise UsageError(f"{path} is no regular file", exit_code=ExitCode.USAGE)
@@ -192,7 +193,7 @@ def cp(
     found = settings(config, endpoint_url=endpoint_url, region=region)
     usage = "s3fs-banyan cp [-r] [STORE] PATH LOCAL_DEST"
     url, (path, destination) = take_store(words, found, usage, range(2, 3))
-    with _view(url, found) as view:
+    with view_of(url, found) as view:
         top = view.find(os.fsencode(path))
         if top.is_directory and not recursive:
             raise UsageError(f"{path} is a directory: copy it with -r", exit_code=ExitCode.USAGE)
@@ -238,7 +239,7 @@ def tree(
     """
     found = settings(config, endpoint_url=endpoint_url, region=region)
     url, rest = take_store(words or [], found, "s3fs-banyan tree [STORE] [PATH]", range(2))
-    with _view(url, found) as view:
+    with view_of(url, found) as view:
         top = view.find(os.fsencode(rest[0] if rest else ""))
         if json:
             print_json(_tree_as_json(view, top))

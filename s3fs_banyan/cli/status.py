@@ -22,6 +22,9 @@ def show_status(found: dict[str, Any]) -> None:
     for name, value in _rows(found):
         table.add_row(name, printable(value))
     out.print(table)
+    if found.get("cost"):
+        out.print(_requests(found["cost"]))
+        out.print(_storage(found["cost"]))
     if found.get("latency"):
         out.print(_latencies(found["latency"]))
 
@@ -49,6 +52,10 @@ def troubles(found: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(
             ("yellow", f"the store is {seconds_text(found['lag']['seconds'])} behind this mount")
         )
+    budget = found.get("cost", {}).get("budget")
+    if budget and budget["interval_s"] > budget["configured_s"]:
+        stretched = seconds_text(budget["interval_s"])
+        lines.append(("yellow", f"the budget of requests stretches commits to every {stretched}"))
     if found["reclaim"]["problem"]:
         lines.append(("yellow", f"nothing is reclaimed: {found['reclaim']['problem']}"))
     return lines
@@ -96,6 +103,32 @@ def _local_cut_rows(cuts: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     kept = size_text(cuts["base_packs_bytes"])
     return [("local cuts", f"{cuts['count']} since the last commit, {kept} kept for the store")]
+
+
+def _requests(cost: dict[str, Any]) -> Table:
+    """Show what was asked of the store since the mount began, by how it is billed."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("requests")
+    for name in ("count", "sent", "received", f"{cost['currency']} (estimate)"):
+        table.add_column(name, justify="right")
+    for kind, one in cost["requests"].items():
+        sent, received = size_text(one["sent_bytes"]), size_text(one["received_bytes"])
+        table.add_row(kind, f"{one['requests']:.0f}", sent, received, f"{one['cost']:.4f}")
+    return table
+
+
+def _storage(cost: dict[str, Any]) -> Table:
+    """Show what lies in the store, by class; classes that hold nothing are left out."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("storage class")
+    for name in ("objects", "stored", "alive", f"{cost['currency']} a month (estimate)"):
+        table.add_column(name, justify="right")
+    for one in cost["storage"]:
+        if one["objects"]:
+            stored, alive = size_text(one["size_bytes"]), size_text(one["living_bytes"])
+            money = f"{one['cost_per_month']:.4f}"
+            table.add_row(one["storage_class"], str(one["objects"]), stored, alive, money)
+    return table
 
 
 def _latencies(latency: dict[str, dict[str, float]]) -> Table:

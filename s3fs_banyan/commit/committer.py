@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 import trio
 
+from s3fs_banyan.commit.budget import RequestBudget
 from s3fs_banyan.commit.context import Context
 from s3fs_banyan.commit.cut import (
     DIRTY_ROWS_STEP,
@@ -132,6 +134,12 @@ class Committer:
         self.last_error = ""
         self.last_commit_ns = ctx.runtime.monotonic_ns()
         self.draining = False
+        self.budget = RequestBudget(
+            interval_s=ctx.settings.commit_interval_s,
+            interval_max_s=ctx.settings.budget_interval_max_s,
+            requests_per_hour=ctx.settings.requests_per_hour,
+            count=ctx.metrics.store_requests.paced,
+        )
 
     # --- when ----------------------------------------------------------------------------
 
@@ -163,7 +171,7 @@ class Committer:
                 self.phase = "idle"
                 await state.commit_requests.wait()
             state.commit_requests = trio.Event()
-            due_ns = self.last_commit_ns + int(settings.commit_interval_s * 1e9)
+            due_ns = self.last_commit_ns + int(self.budget.interval_s(self.last_commit_ns) * 1e9)
             left_s = (due_ns - self._ctx.runtime.monotonic_ns()) / 1e9
             if state.urgent or left_s <= 0:
                 return
@@ -270,7 +278,9 @@ class Committer:
         return cut
 
     async def _delta(self, cut: CutTaken) -> DeltaCounts:
-        counts = await self._ctx.runtime.in_thread(write_delta, cut.snapshot, cut.flip)
+        with_paths = bool(self._ctx.settings.policy.rules)
+        write = partial(write_delta, with_paths=with_paths)
+        counts = await self._ctx.runtime.in_thread(write, cut.snapshot, cut.flip)
         await self._ctx.runtime.in_thread(self._extras.before_seal, cut.seal_db)
         return counts
 
@@ -341,6 +351,8 @@ class Committer:
             inline_bytes_max=ctx.settings.inline_bytes_max,
             keep_in_outbox=free > min(in_flight, counts.chunk_bytes) + (64 << 20),
             base_packs=str(ctx.local.base_packs),
+            policy=ctx.settings.policy.plain(),
+            now_ns=ctx.runtime.wall_ns(),
         )
 
     async def _publish(self, cut: CutTaken, body: CommitBody) -> tuple[CommitFooter, bytes] | None:

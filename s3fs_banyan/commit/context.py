@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from s3fs_banyan.commit.classes import ClassPolicy
 from s3fs_banyan.commit.local import LocalDirectory
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.journal.disk import Disk
@@ -35,6 +36,10 @@ class EngineSettings:
     checkpoint_commits_max: int = 1000
     host: str = "localhost"
     pid: int = 0
+    policy: ClassPolicy = field(default_factory=ClassPolicy)
+    requests_per_hour: int = 0
+    """What commits may cost, as a rate; 0: no limit."""
+    budget_interval_max_s: float = 900.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

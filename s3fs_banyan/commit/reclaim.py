@@ -54,6 +54,7 @@ FP_RECLAIM_DELETED = register_failpoint(
 
 CLOCK_SKEW_NS_MAX: Final = 300 * 10**9
 _HOUR_NS: Final = 3600 * 10**9
+_DAY_NS: Final = 24 * _HOUR_NS
 _FENCE_BYTES_MAX: Final = 8 * KEPT_MAX + 4096
 _DELETE_BATCH: Final = 500
 
@@ -91,6 +92,8 @@ class Reclaimer:
         self._commit_times: dict[int, int] = {}
         self._compact = False
         self._unmovable: set[str] = set()
+        self._written_ns: dict[str, int] = {}
+        """When packs were written, as the last listing said."""
         self.last_problem = ""
 
     # --- what the committer asks ---------------------------------------------------------
@@ -100,9 +103,26 @@ class Reclaimer:
         committed = self._state.committed
         self._compact = False
         with committed.view() as view:
-            victims = choose_victims(view.packs(), committed.head.seq, self._unmovable)
+            victims = choose_victims(
+                self._movable(view.packs()), committed.head.seq, self._unmovable
+            )
             if victims:
                 add_compaction(view, seal_db, victims)
+
+    def _movable(self, packs: list[PackRow]) -> list[PackRow]:
+        """Leave out packs whose minimum duration is not over, or whose age is not known yet.
+
+        They are billed until then, empty or not: to empty them sooner pays for the bytes twice.
+        """
+        now_ns = self._ctx.runtime.wall_ns()
+        prices = self._ctx.settings.policy.price_of
+        movable = []
+        for pack in packs:
+            price = prices.get(pack.storage_class)
+            least_ns = int(price.days_min * _DAY_NS) if price is not None else 0
+            if now_ns - self._written_ns.get(pack.key, now_ns) >= least_ns:
+                movable.append(pack)
+        return movable
 
     def leave_alone(self, keys: Sequence[str]) -> None:
         """Chunks in these objects could not be moved: not again before the next mount."""
@@ -218,7 +238,7 @@ class Reclaimer:
         if target > self._dense_from and await self._verify(target):
             self._dense_from = target
         self._kept = await self._choose_kept(checkpoints, now_ns)
-        if choose_victims(packs, head.seq, self._unmovable):
+        if choose_victims(self._movable(packs), head.seq, self._unmovable):
             self._compact = True
 
     def _packs(self) -> list[PackRow]:
@@ -308,12 +328,15 @@ class Reclaimer:
     def _orphan_packs(self, head: Head, grace_ns: int) -> Iterable[tuple[str, int, str]]:
         """Packs of earlier epochs that no commit names: their writer died before it published."""
         known = {pack.key for pack in self._packs()}
+        written_ns: dict[str, int] = {}
         for meta in self._ctx.store.list(PACK_PREFIX):
+            written_ns[meta.path] = meta.modified_ns
             parsed = parse_pack_key(meta.path)
             if parsed is None or parsed[0] >= head.epoch or meta.path in known:
                 continue
             if meta.modified_ns <= grace_ns:
                 yield meta.path, meta.size, "orphan"
+        self._written_ns = written_ns
 
     def _old_checkpoints(self, head: Head, grace_ns: int) -> Iterable[tuple[str, int, str]]:
         """Manifests outside window and kept ones, and pieces that no other manifest names."""

@@ -12,15 +12,19 @@ simulation. It writes to `outbox/` and the block cache only, and never publishes
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from s3fs_banyan.commit.base_packs import BasePacks
+from s3fs_banyan.commit.classes import ClassPolicy
+from s3fs_banyan.commit.grouping import Group, Limits, divide
+from s3fs_banyan.config.prices import STANDARD
 from s3fs_banyan.data.blocks import BlockCache
-from s3fs_banyan.errors import Corrupt, ObjectMissing, StoreError, UnsupportedVersion
+from s3fs_banyan.errors import Corrupt, Misconfigured, ObjectMissing, StoreError, UnsupportedVersion
 from s3fs_banyan.format.blob import encode_blob
 from s3fs_banyan.format.checksum import sha256_hex
 from s3fs_banyan.format.chunk import (
@@ -36,6 +40,8 @@ from s3fs_banyan.journal.log import read_write_record
 from s3fs_banyan.meta.committed import PlacementRow, write_placements
 from s3fs_banyan.meta.seal_list import SealItem, SealList
 from s3fs_banyan.remote.base import RemoteFileSystem
+
+log = logging.getLogger(__name__)
 
 _RECORDS_CACHED: Final = 16
 COMMIT_BYTES_MAX: Final = 8 << 20
@@ -60,6 +66,9 @@ class SealJob:
     """Directory of the base packs."""
     first_base_pack: int = 0
     """For a local cut: the number of its first base pack; 0 for a commit."""
+    policy: dict[str, Any] = field(default_factory=dict)
+    """`ClassPolicy.plain()`; empty: one class, nothing apart."""
+    now_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +78,8 @@ class SealedPack:
     number: int
     key: str
     size: int
+    storage_class: str = ""
+    """Empty: the store's standard one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,12 +119,14 @@ class Sealing:
         self._store = store
         self._cache = cache
         self._list = SealList(Path(job.seal_db))
-        self._groups: list[list[SealItem]] = []
+        self._policy = ClassPolicy.from_plain(job.policy)
+        self._groups: list[Group] = []
         self._inline: list[SealItem] = []
         self._packs: list[tuple[int, str, str, int]] = []
         self._places: list[PlacementRow] = []
         self._damaged: list[int] = []
         self._unmovable: set[str] = set()
+        self._refused: set[str] = set()
         self._in_ram: dict[int, bytes] = {}
         self._attempted: set[str] = set()
         self._files: dict[int, DiskFile] = {}
@@ -121,23 +134,12 @@ class Sealing:
         self._base = BasePacks(disk, Path(job.base_packs))
 
     def plan(self) -> int:
-        """Divide the chunks into packs; returns how many packs there are to seal.
-
-        What is small in all goes inline; of more, full packs are made, and a small remainder
-        goes inline, too. The pack size counts raw bytes, so that 1 GiB is sixteen packs.
-        """
-        group: list[SealItem] = []
-        size = 0
-        for item in self._list.items():
-            if size + item.length > self._job.pack_bytes and group:
-                self._groups.append(group)
-                group, size = [], 0
-            group.append(item)
-            size += item.length
-        if size <= self._job.inline_bytes_max and not self._job.first_base_pack:
-            self._inline = group
-        elif group:
-            self._groups.append(group)
+        """Divide the chunks into packs; returns how many packs there are to seal."""
+        job = self._job
+        limits = Limits(pack_bytes=job.pack_bytes, inline_bytes_max=job.inline_bytes_max)
+        self._groups, self._inline = divide(
+            self._list.items(), self._list.directories(), self._policy, limits, job.now_ns
+        )
         return len(self._groups)
 
     # --- packs ---------------------------------------------------------------------------
@@ -148,12 +150,13 @@ class Sealing:
         bodies: list[bytes] = []
         rows: list[tuple[int, int, int, bytes]] = []
         offset = 0
-        for item, stored, frames in self._encoded(self._groups[number]):
+        group = self._groups[number]
+        for item, stored, frames in self._encoded(group.items):
             entries.append(PackEntry(item.chunk, offset, len(stored), item.length))
             rows.append((item.chunk, offset, len(stored), frames))
             bodies.append(stored)
             offset += len(stored)
-        self._groups[number] = []
+        self._groups[number] = Group(items=[])
         if not entries:
             return None
         bodies.append(encode_pack_tail(entries))
@@ -162,7 +165,7 @@ class Sealing:
         if self._job.first_base_pack:
             pack = self._job.first_base_pack + number
             key = self._base.write(pack, data)
-            self._note_pack(pack, key, len(data), rows)
+            self._note_pack(pack, key, "", len(data), rows)
             return SealedPack(number=number, key=key, size=len(data))
         pack = self._job.seq << 16 | (number + 1)
         key = pack_key(self._job.epoch, pack, sha256_hex(data))
@@ -170,13 +173,20 @@ class Sealing:
             self._outbox_path(key).write_bytes(data)
         else:
             self._in_ram[number] = data
-        self._note_pack(pack, key, len(data), rows)
-        return SealedPack(number=number, key=key, size=len(data))
+        verdict = self._policy.judge(group.rule, len(data), group.age_s)
+        chosen = "" if verdict.storage_class == STANDARD else verdict.storage_class
+        self._note_pack(pack, key, chosen, len(data), rows)
+        return SealedPack(number=number, key=key, size=len(data), storage_class=chosen)
 
     def _note_pack(
-        self, pack: int, key: str, size: int, rows: list[tuple[int, int, int, bytes]]
+        self,
+        pack: int,
+        key: str,
+        storage_class: str,
+        size: int,
+        rows: list[tuple[int, int, int, bytes]],
     ) -> None:
-        self._packs.append((pack, key, "", size))
+        self._packs.append((pack, key, storage_class, size))
         self._places += [PlacementRow(row[0], pack, *row[1:]) for row in rows]
 
     def upload(self, pack: SealedPack) -> None:
@@ -191,10 +201,26 @@ class Sealing:
             data = path.read_bytes()
         if not (pack.key in self._attempted and self._is_there(pack)):
             self._attempted.add(pack.key)
-            self._store.write(pack.key, data)
+            self._send(pack, data)
         self._cache.put_object(pack.key, data)
         self._in_ram.pop(pack.number, None)
         path.unlink(missing_ok=True)
+
+    def _send(self, pack: SealedPack, data: bytes) -> None:
+        """Write a pack; a store that does not know its class must not stop the commit."""
+        try:
+            self._store.write(pack.key, data, storage_class=pack.storage_class)
+        except Misconfigured as error:
+            if not pack.storage_class:
+                raise
+            self._store.write(pack.key, data)
+            self._refused.add(pack.key)
+            log.warning(
+                "the store does not take storage class %s, %s lies in its standard one: %s",
+                pack.storage_class,
+                pack.key,
+                error,
+            )
 
     def _is_there(self, pack: SealedPack) -> bool:
         """Tell whether an attempt whose answer was lost had its effect."""
@@ -318,7 +344,10 @@ class Sealing:
             delta_hash = sha256_hex(delta)
             self._store.write(log_delta_key(job.seq, delta_hash), delta)
             delta = b""
-        packs = list(self._packs)
+        packs = [
+            (pack, key, "" if key in self._refused else chosen, size)
+            for pack, key, chosen, size in self._packs
+        ]
         if rows:
             # The size is not known before the placements are written; it is a bound for
             # read-ahead and a number for people, so the inline part is what counts.

@@ -17,23 +17,28 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, NoReturn
+from typing import Annotated, Final, Literal, get_args, get_origin
 from urllib.parse import quote, urlsplit
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
     field_serializer,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
+from s3fs_banyan.config.cost import Budget, ClassRule, Cost, Glob
 from s3fs_banyan.config.file import put, read_file
+from s3fs_banyan.config.kinds import Section, key_names
+from s3fs_banyan.config.kinds import fail as _fail
+from s3fs_banyan.config.kinds import seconds as _seconds
+from s3fs_banyan.config.kinds import size as _size
 from s3fs_banyan.config.units import (
     DAY_S,
     GIB,
@@ -43,57 +48,12 @@ from s3fs_banyan.config.units import (
     MINUTE_S,
     PIB,
     TIB,
-    format_seconds,
     format_size,
-    parse_seconds,
-    parse_size,
 )
 from s3fs_banyan.errors import ConfigError
 
 HIDDEN: Final = "***"
 """What stands in the place of a secret in everything that is shown."""
-
-
-def _fail(why: str) -> NoReturn:
-    """Raise the error that pydantic turns into a fault with the text `why`."""
-    raise PydanticCustomError("fault", "{why}", {"why": why})
-
-
-# --- kinds of values ---------------------------------------------------------------------
-
-
-def _size(*, least: int = 0, most: int = 1 << 62) -> BeforeValidator:
-    """Make the validator of a size within [least, most]."""
-
-    def check(value: object) -> int:
-        try:
-            size = parse_size(value)
-        except ValueError as error:
-            _fail(str(error))
-        if size < least:
-            _fail(f"must be at least {format_size(least)}")
-        if size > most:
-            _fail(f"must be at most {format_size(most)}")
-        return size
-
-    return BeforeValidator(check)
-
-
-def _seconds(*, least: float = 0.0, most: float = 3650 * DAY_S) -> BeforeValidator:
-    """Make the validator of a duration within [least, most]."""
-
-    def check(value: object) -> float:
-        try:
-            seconds = parse_seconds(value)
-        except ValueError as error:
-            _fail(str(error))
-        if seconds < least:
-            _fail(f"must be at least {format_seconds(least)}")
-        if seconds > most:
-            _fail(f"must be at most {format_seconds(most)}")
-        return seconds
-
-    return BeforeValidator(check)
 
 
 def _check_absolute(path: Path) -> Path:
@@ -145,25 +105,6 @@ def _lower(value: object) -> object:
 # --- the sections ------------------------------------------------------------------------
 
 
-class Section(BaseModel):
-    """What all sections share: frozen, no unknown keys, an empty value is one not given."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, validate_default=True
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_empty(cls, given: object) -> object:
-        """Read `key:` and `key: ""` as a key that is not there."""
-        if given is None:
-            return {}
-        if not isinstance(given, dict):
-            return given
-        known = set(key_names(cls))
-        return {k: v for k, v in given.items() if not (k in known and v in (None, ""))}
-
-
 class Credentials(Section):
     """Keys of the store's account; without them the store's standard chain applies."""
 
@@ -211,9 +152,11 @@ class Remote(Section):
 
 
 class Storage(Section):
-    """The remote half of the volume."""
+    """The remote half of the volume: where it lies, and in which storage classes."""
 
     remote: Remote = Field(default_factory=Remote)
+    classes: tuple[ClassRule, ...] = ()
+    separate: tuple[Glob, ...] = ("**/seg-*",)
 
 
 class Commit(Section):
@@ -327,6 +270,8 @@ class Config(Section):
     mount: Mount = Field(default_factory=Mount)
     heartbeat: Heartbeat = Field(default_factory=Heartbeat)
     log: Log = Field(default_factory=Log)
+    cost: Cost = Field(default_factory=Cost)
+    budget: Budget = Field(default_factory=Budget)
 
     @model_validator(mode="after")
     def _check_across(self) -> Config:
@@ -344,11 +289,6 @@ class Config(Section):
         credentials = self.storage.remote.credentials
         found = (credentials.access_key, credentials.secret_key, credentials.session_token)
         return tuple(secret.get_secret_value() for secret in found if secret is not None)
-
-
-def key_names(section: type[BaseModel]) -> tuple[str, ...]:
-    """Return the keys of a section as they stand in the file."""
-    return tuple(field.alias or name for name, field in section.model_fields.items())
 
 
 # --- checks across keys ------------------------------------------------------------------
@@ -409,13 +349,19 @@ def _size_faults(config: Config) -> Iterator[str]:
 _PLAIN: Final = {
     "bool_parsing": "expected true or false",
     "bool_type": "expected true or false",
+    "finite_number": "expected a number",
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
     "int_from_float": "expected a whole number",
     "int_parsing": "expected a whole number",
     "int_type": "expected a whole number",
+    "missing": "is required",
     "model_attributes_type": "expected a section with keys, not a value",
     "model_type": "expected a section with keys, not a value",
     "path_type": "expected a path",
+    "string_pattern_mismatch": "is not of the kind that is expected here",
     "string_type": "expected text: put the value in quotes",
+    "tuple_type": "expected a list",
 }
 
 
@@ -423,11 +369,31 @@ def _keys_beside(path: tuple[int | str, ...]) -> tuple[str, ...]:
     """Return the known keys of the section that holds the key at `path`."""
     section: type[BaseModel] = Config
     for part in path[:-1]:
-        inner = section.model_fields[str(part)].annotation
+        if isinstance(part, int):  # of a list, whose elements are sections of one kind
+            continue
+        inner = _field_of(section, part).annotation
+        inner = next(iter(get_args(inner)), None) if get_origin(inner) is tuple else inner
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             raise TypeError(f"{part} is no section")
         section = inner
     return key_names(section)
+
+
+def _field_of(section: type[BaseModel], key: str) -> FieldInfo:
+    """Return the field whose key in the file is `key`."""
+    fields = section.model_fields
+    return next(field for name, field in fields.items() if key == (field.alias or name))
+
+
+def _key_text(path: tuple[int | str, ...]) -> str:
+    """Return a path as a person writes it: `storage.classes[0].path`."""
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")
+
+
+def _number(limit: float) -> str:
+    """Return a limit as a person writes it: whole numbers without a point."""
+    return str(int(limit) if float(limit).is_integer() else limit)
 
 
 def _unknown_key_fault(path: tuple[int | str, ...]) -> str:
@@ -453,12 +419,12 @@ def _fault_lines(details: ErrorDetails) -> Iterator[tuple[str, str]]:
     elif kind == "literal_error":
         why = f"expected {facts['expected']}"
     elif kind == "greater_than_equal":
-        why = f"must be at least {facts['ge']}"
+        why = f"must be at least {_number(facts['ge'])}"
     elif kind == "less_than_equal":
-        why = f"must be at most {facts['le']}"
+        why = f"must be at most {_number(facts['le'])}"
     else:
         why = _PLAIN.get(kind, f"is not usable ({kind})")
-    key = ".".join(str(part) for part in path)
+    key = _key_text(path)
     yield key, f"{key}: {why}"
 
 

@@ -6,7 +6,8 @@ a commit, synced. Applying a commit twice is harmless.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from s3fs_banyan.meta.database import (
     run_script,
     runner,
 )
+from s3fs_banyan.meta.paths import FileRow, directories_sql
 from s3fs_banyan.meta.tables import (
     STATE_COLUMNS,
     STATE_KEYS,
@@ -117,6 +119,40 @@ class CommittedView:
         ).fetchall()
         return rows
 
+    def homes(self, packs: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Return (chunk, inode, offset) of a file that each living chunk of the packs is in."""
+        rows: list[tuple[int, int, int]] = self._run(
+            "SELECT e.chunk, e.ino, min(e.offset) FROM extent e WHERE e.chunk IN ("
+            "SELECT p.chunk FROM place p WHERE p.pack IN (SELECT value FROM json_each(?)))"
+            " GROUP BY e.chunk",
+            (json.dumps(list(packs)),),
+        ).fetchall()
+        return rows
+
+    def files(self, inos: Sequence[int]) -> list[FileRow]:
+        """Return the names of inodes, one of each; what has no name is left out."""
+        rows = self._run(
+            "SELECT d.ino, d.parent, d.name, i.size, i.mtime_ns FROM dentry d"
+            " JOIN inode i ON i.ino = d.ino WHERE d.ino IN (SELECT value FROM json_each(?))"
+            " GROUP BY d.ino",
+            (json.dumps(list(inos)),),
+        ).fetchall()
+        return [FileRow(*row) for row in rows]
+
+    def directories_above(self, inos: Sequence[int]) -> list[tuple[int, int, bytes]]:
+        """Return (inode, parent, name) of directories and of all above them."""
+        rows: list[tuple[int, int, bytes]] = self._run(
+            directories_sql("main", "SELECT value FROM json_each(?)"), (json.dumps(list(inos)),)
+        ).fetchall()
+        return rows
+
+    def stored(self) -> list[tuple[str, int, int, int]]:
+        """Return (class, packs, bytes, living bytes) of all packs that were not deleted."""
+        rows: list[tuple[str, int, int, int]] = self._run(
+            "SELECT class, count(*), sum(size), sum(live_bytes) FROM pack GROUP BY class"
+        ).fetchall()
+        return rows
+
     def fragmented(self, extents_min: int, mean_bytes_max: int) -> list[int]:
         """Return inodes with many small extents, the worst first."""
         rows = self._run(
@@ -163,6 +199,16 @@ class Committed:
         """Return the size of the pack or commit under `key`, if chunks in it are alive."""
         rows = self._query("SELECT size FROM pack WHERE key = ?", (key,))
         return rows[0][0] if rows else None
+
+    def packs_of(self, chunks: Sequence[int]) -> dict[int, tuple[int, PackRow]]:
+        """Return chunk -> (its stored length, the object it is in), without those in none."""
+        rows = self._query(
+            "SELECT p.chunk, p.stored_length, k.id, k.key, k.class, k.size, k.live_bytes,"
+            " k.first_seq, k.dead_seq FROM place p JOIN pack k ON k.id = p.pack"
+            " WHERE p.chunk IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(chunks)),),
+        )
+        return {row[0]: (row[1], PackRow(*row[2:])) for row in rows}
 
     def _query(self, sql: str, values: tuple[int | str, ...]) -> list[Any]:
         rows: list[Any] = self._read().execute(sql, values).fetchall()

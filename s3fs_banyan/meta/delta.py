@@ -16,6 +16,7 @@ import apsw
 from s3fs_banyan.meta.committed import CommittedView
 from s3fs_banyan.meta.database import disk_full_named, open_scratch, run_script, runner
 from s3fs_banyan.meta.live import Snapshot
+from s3fs_banyan.meta.paths import directories_sql
 from s3fs_banyan.meta.tables import STATE_COLUMNS, STATE_KEYS, delta_sql
 
 
@@ -28,9 +29,11 @@ class DeltaCounts(NamedTuple):
     chunk_bytes: int
 
 
-def write_delta(snapshot: Snapshot, flip: int) -> DeltaCounts:
+def write_delta(snapshot: Snapshot, flip: int, *, with_paths: bool = False) -> DeltaCounts:
     """Fill the attached `delta` and `seal` databases from a frozen snapshot, then let it go.
 
+    `with_paths`: the seal list shall know the name, size and directory of every chunk's file,
+    not only of those whose names are new (`meta.paths` says what that costs).
     Raises `LocalDiskFull`; the snapshot is gone then, too, and the cut is to be made again.
     """
     try:
@@ -38,6 +41,8 @@ def write_delta(snapshot: Snapshot, flip: int) -> DeltaCounts:
             counts = _fill(snapshot, (flip,), "committed")
             if snapshot.has_base:
                 _add_base_moves(snapshot, flip)
+            if with_paths:
+                _write_paths(snapshot)
             snapshot.connection.execute("COMMIT").fetchall()
             return counts
     finally:
@@ -148,7 +153,8 @@ def _write_seal_list(snapshot: Snapshot, flips: Sequence[int]) -> tuple[int, int
     run_script(
         connection,
         "CREATE TABLE seal.chunk (id INTEGER PRIMARY KEY, length, directory, ino, offset);"
-        "CREATE TABLE seal.owner (ino INTEGER PRIMARY KEY, parent);"
+        "CREATE TABLE seal.owner (ino INTEGER PRIMARY KEY, parent, name, size, mtime_ns);"
+        "CREATE TABLE seal.directory (ino INTEGER PRIMARY KEY, parent, name);"
         "CREATE TABLE seal.piece (chunk, offset, length, segment, position, record_offset, op_seq,"
         " PRIMARY KEY (chunk, offset)) WITHOUT ROWID;",
     )
@@ -166,7 +172,7 @@ def _write_seal_list(snapshot: Snapshot, flips: Sequence[int]) -> tuple[int, int
         " WHERE e.chunk = seal.chunk.id"
     ).fetchall()
     connection.execute(
-        "INSERT OR IGNORE INTO seal.owner SELECT d.ino, d.parent"
+        "INSERT OR IGNORE INTO seal.owner SELECT d.ino, d.parent, NULL, NULL, NULL"
         f" FROM {_dirty_keys('dentry', flips)} k"
         " JOIN main.dentry d ON d.parent = k.parent AND d.name = k.name"
     ).fetchall()
@@ -183,11 +189,9 @@ def _write_seal_list(snapshot: Snapshot, flips: Sequence[int]) -> tuple[int, int
 
 
 _MOVE_SQL = (
-    "CREATE TABLE IF NOT EXISTS {schema}move (chunk INTEGER PRIMARY KEY, length, directory, ino,"
-    " offset, key, source_offset, stored_length);"
+    "CREATE TABLE IF NOT EXISTS {schema}move (chunk INTEGER PRIMARY KEY, length, ino, offset, key,"
+    " source_offset, stored_length);"
 )
-_BEHIND_ALL = (1 << 63) - 1
-"""Directory of chunks that are moved: they lie behind the young ones, in their old order."""
 
 
 def _add_base_moves(snapshot: Snapshot, flip: int) -> None:
@@ -195,18 +199,47 @@ def _add_base_moves(snapshot: Snapshot, flip: int) -> None:
     connection = snapshot.connection
     run_script(connection, _MOVE_SQL.format(schema="seal."))
     connection.execute(
-        f"INSERT INTO seal.move SELECT c.id, c.length, {_BEHIND_ALL}, p.pack, p.offset, b.key,"
-        f" p.offset, p.stored_length FROM {_dirty_keys('chunk', (flip,))} k"
+        "INSERT INTO seal.move SELECT c.id, c.length, 0, 0, b.key, p.offset, p.stored_length"
+        f" FROM {_dirty_keys('chunk', (flip,))} k"
         " JOIN main.chunk c ON c.id = k.id JOIN base.place p ON p.chunk = c.id"
         " JOIN base.pack b ON b.id = p.pack"
         " WHERE NOT EXISTS (SELECT 1 FROM committed.place q WHERE q.chunk = k.id)"
+    ).fetchall()
+    connection.execute(
+        "UPDATE seal.move SET ino = e.ino, offset = e.offset"
+        f" FROM {_dirty_keys('extent', (flip,))} k"
+        " JOIN main.extent e ON e.ino = k.ino AND e.offset = k.offset"
+        " WHERE e.chunk = seal.move.chunk"
+    ).fetchall()
+
+
+def _write_paths(snapshot: Snapshot) -> None:
+    """Complete the owners of the listed chunks, and add the directories above them."""
+    connection = snapshot.connection
+    files = "SELECT ino FROM seal.chunk"
+    if snapshot.has_base:
+        files += " UNION SELECT ino FROM seal.move"
+    connection.execute(
+        "INSERT INTO seal.owner SELECT d.ino, d.parent, d.name, i.size, i.mtime_ns"
+        " FROM main.dentry d JOIN main.inode i ON i.ino = d.ino"
+        f" WHERE d.ino IN ({files})"
+        " ON CONFLICT (ino) DO UPDATE SET parent = excluded.parent, name = excluded.name,"
+        " size = excluded.size, mtime_ns = excluded.mtime_ns"
+    ).fetchall()
+    connection.execute(
+        "UPDATE seal.chunk SET directory = o.parent FROM seal.owner o WHERE o.ino = seal.chunk.ino"
+    ).fetchall()
+    wanted = f"SELECT parent FROM seal.owner WHERE ino IN ({files})"
+    connection.execute(
+        f"INSERT OR IGNORE INTO seal.directory {directories_sql('main', wanted)}"
     ).fetchall()
 
 
 def add_moves(view: CommittedView, seal_db: Path, packs: Sequence[int]) -> int:
     """Add the living chunks of some packs to a seal list, to be moved; returns stored bytes.
 
-    They keep the order in which they lie, behind the young chunks.
+    The list learns the file and the directory of each, so that what dies together can be put
+    together. What it knows of a young chunk's file already stays.
     """
     connection = open_scratch(seal_db)
     total = 0
@@ -215,12 +248,23 @@ def add_moves(view: CommittedView, seal_db: Path, packs: Sequence[int]) -> int:
             connection,
             "BEGIN;" + _MOVE_SQL.format(schema=""),
         )
+        homes = {chunk: (ino, offset) for chunk, ino, offset in view.homes(packs)}
         for pack in packs:
             rows = view.living_chunks(pack)
             total += sum(row[-1] for row in rows)
             connection.executemany(
-                f"INSERT INTO move VALUES (?1, ?2, {_BEHIND_ALL}, ?3, ?5, ?4, ?5, ?6)", rows
+                "INSERT INTO move VALUES (?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (chunk, length, *homes.get(chunk, (0, 0)), key, offset, stored_length)
+                    for chunk, length, _, key, offset, stored_length in rows
+                ],
             )
+        files = view.files(sorted({ino for ino, _ in homes.values()}))
+        connection.executemany("INSERT OR IGNORE INTO owner VALUES (?, ?, ?, ?, ?)", files)
+        connection.executemany(
+            "INSERT OR IGNORE INTO directory VALUES (?, ?, ?)",
+            view.directories_above(sorted({file.parent for file in files})),
+        )
         run_script(connection, "COMMIT")
     finally:
         connection.close()

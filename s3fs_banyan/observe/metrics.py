@@ -39,14 +39,17 @@ from prometheus_client.core import (
 from prometheus_client.utils import floatToGoString
 
 from s3fs_banyan.errors import ConfigError
+from s3fs_banyan.observe.cost import StoreRequests
 from s3fs_banyan.observe.table import (
     CACHE_TIERS,
     COMMIT_STEPS,
+    COST_KINDS,
     DURABILITIES,
     FUSE_OPERATIONS,
     METRICS,
     READ_TIERS,
     SEGMENT_STATES,
+    STORAGE_CLASSES,
     MetricSpec,
 )
 
@@ -167,6 +170,11 @@ class _Family:
         if found is None:
             found = self.series.setdefault(labels, _MADE[self.spec.kind]())
         return found
+
+    def values(self) -> dict[Labels, float]:
+        """Return the numbers of a family of counters, by label values."""
+        found = list(self.series.items())
+        return {labels: one.read() for labels, one in found if isinstance(one, Counter)}
 
     def collect(self) -> Metric:
         """Return the family in prometheus_client's form."""
@@ -323,6 +331,18 @@ class Metrics:
         self.base_packs_bytes = _gauge(of["base_packs_bytes"])
         self.recovery_lag_bytes = _gauge(of["recovery_lag_bytes"])
         self.recovery_lag_seconds = _gauge(of["recovery_lag_seconds"])
+
+        self.store_requests = StoreRequests(
+            of["store_requests_total"].values,
+            of["store_sent_bytes_total"].values,
+            of["store_received_bytes_total"].values,
+        )
+        for kind in COST_KINDS:
+            _counter(of["store_request_cost_total"], kind).track(self.store_requests.cost_of(kind))
+        self.class_bytes = {c: _gauge(of["store_class_bytes"], c) for c in STORAGE_CLASSES}
+        self.class_objects = {c: _gauge(of["store_class_objects"], c) for c in STORAGE_CLASSES}
+        self.class_cost = {c: _gauge(of["store_class_cost_per_month"], c) for c in STORAGE_CLASSES}
+        self.commit_interval_seconds = _gauge(of["commit_interval_seconds"])
 
         self.store_reachable = _gauge(of["store_reachable"])
         self.read_hits = {tier: _counter(of["read_hits_total"], tier) for tier in READ_TIERS}

@@ -71,6 +71,14 @@ READ_TIERS: Final = ("journal", "ram", "disk", "store")
 CACHE_TIERS: Final = ("ram", "disk")
 DURABILITIES: Final = ("local", "remote")
 SEGMENT_STATES: Final = ("used", "free")
+COST_KINDS: Final = ("put", "list", "get", "delete")
+STORAGE_CLASSES: Final = (
+    "STANDARD",
+    "STANDARD_IA",
+    "ONEZONE_IA",
+    "INTELLIGENT_TIERING",
+    "GLACIER_IR",
+)
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -200,6 +208,36 @@ METRICS: Final = (
         "Attempts that followed a failed attempt of the same call.",
     ),
     _metric("gauge", "store_reachable", "1 if the store answered the last request, else 0."),
+    # cost
+    _metric(
+        "counter",
+        "store_request_cost_total",
+        "Estimated cost of the requests sent to the store, in the currency of cost.currency.",
+        kind=COST_KINDS,
+    ),
+    _metric(
+        "gauge",
+        "store_class_bytes",
+        "Bytes of packs and inline data in the store, what is not yet reclaimed included.",
+        **{"class": STORAGE_CLASSES},
+    ),
+    _metric(
+        "gauge",
+        "store_class_objects",
+        "Packs and commits with inline data in the store, by storage class.",
+        **{"class": STORAGE_CLASSES},
+    ),
+    _metric(
+        "gauge",
+        "store_class_cost_per_month",
+        "Estimated cost of a month of that storage, in the currency of cost.currency.",
+        **{"class": STORAGE_CLASSES},
+    ),
+    _metric(
+        "gauge",
+        "commit_interval_seconds",
+        "Longest time between commits at present; above commit.interval the budget stretches it.",
+    ),
     # reading
     _metric(
         "counter", "read_hits_total", "Pieces of reads that this tier answered.", tier=READ_TIERS

@@ -155,6 +155,35 @@ def test_status_names_what_counts(command: Background) -> None:
     assert command.run("umount", str(place)).returncode == 0
 
 
+def test_explain_tells_of_a_file_in_a_mount_and_in_its_store(command: Background) -> None:
+    """The same answer, whether the volume is mounted or not, and one line where there is none."""
+    place = command.mount()
+    (place / "seg-1").mkdir()
+    file = place / "seg-1" / "odd \n name"
+    file.write_bytes(os.urandom(300_000))
+    young = json.loads(command.run("explain", str(file), "--json").stdout)
+    assert command.run("sync", str(place)).returncode == 0
+    mounted = json.loads(command.run("explain", str(place), f"seg-1/{file.name}", "--json").stdout)
+    config = ["--config", str(command.config)]
+    stored = json.loads(
+        command.run("explain", command.volume.url, f"seg-1/{file.name}", "--json", *config).stdout
+    )
+    assert young["not_in_store_bytes"] + young["stored_bytes"] >= 300_000
+    assert mounted["packs"] == stored["packs"]
+    assert mounted["unit"] == stored["unit"] == "seg-1"
+    assert mounted["stored_bytes"] >= 300_000
+    text = command.run("explain", str(file)).stdout
+    assert "STANDARD: no rule applies" in text
+    assert "odd \\n name" in text
+    for path in (place / "absent", place / "seg-1"):
+        refused = command.run("explain", str(path))
+        assert (refused.returncode, refused.stderr.count("\n")) == (ExitCode.USAGE, 1)
+    found = command.status(place)["cost"]
+    assert found["requests"]["put"]["requests"] > 0
+    assert sum(one["objects"] for one in found["storage"]) > 0
+    assert "(estimate)" in command.run("status", str(place)).stdout
+
+
 def test_a_busy_mount_names_who_holds_it_and_stays(command: Background) -> None:
     """Otherwise a person has to search, or reaches for --lazy without knowing what for."""
     place = command.mount()

@@ -48,6 +48,7 @@ def random_dials(rng: Random) -> Dials:
         check_chance=0.03,
         faults=faults,
         local_cut_bytes=rng.choice((1, 100 << 10, 300 << 10)),
+        classes=rng.random() < 0.3,
     )
 
 

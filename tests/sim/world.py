@@ -15,17 +15,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import trio
 import trio.testing
 
 from s3fs_banyan.app.engine import Engine, open_engine
+from s3fs_banyan.commit.classes import ClassPolicy, Rule
 from s3fs_banyan.commit.context import Context, EngineSettings
 from s3fs_banyan.commit.local import LocalDirectory
 from s3fs_banyan.commit.sealing import Sealing
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.commit.worker import InlineWorker
+from s3fs_banyan.config.prices import EXAMPLE_PRICES, ClassPrice
 from s3fs_banyan.data.blocks import MemoryBlockCache
 from s3fs_banyan.errors import BanyanFSError, Fenced, StoreError
 from s3fs_banyan.format.commit import CommitFooter
@@ -45,6 +47,20 @@ from tests.sim.sqlite import SimVFS
 from tests.sim.store import SimStore, StoreFaults, StoreHandle
 
 _VOLUME = VolumeDescriptor(volume_id="5" * 32, created_ns=BASE_NS, pack_bytes=1 << 20)
+
+_CLASSES: Final = ClassPolicy(
+    rules=(
+        Rule(storage_class="ONEZONE_IA", age_s=3.0),
+        Rule(storage_class="STANDARD_IA", path="**", size_min_bytes=1_000, life_s=60.0),
+    ),
+    prices=(
+        EXAMPLE_PRICES[0],
+        ClassPrice(name="ONEZONE_IA", storage=0.0, put=0.0, get=0.0),
+        ClassPrice(name="STANDARD_IA", storage=0.0, put=0.0, get=0.0),
+    ),
+    separate=("*",),
+)
+"""Classes that always pay, so that small worlds have packs of each."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,6 +86,8 @@ class Dials:
     sync_failures_stay: bool = True
     """Pages dropped by a failed sync stay lost after a restart (else the kernel tries again)."""
     check_chance: float = 0.05
+    classes: bool = False
+    """Rules send larger files, and what compaction moves, to packs of other classes."""
     faults: StoreFaults = field(default_factory=StoreFaults)
 
 
@@ -390,6 +408,7 @@ class Mounted:
             reclaim_grace_s=dials.grace_s,
             reclaim_every_s=dials.every_s,
             checkpoint_commits_max=dials.checkpoint_commits_max,
+            policy=_CLASSES if dials.classes else ClassPolicy(),
         )
         return Context(
             runtime=runtime,
