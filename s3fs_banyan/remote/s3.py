@@ -251,6 +251,8 @@ class S3Store:
             checksums = not checksums
             answer, sums = self._send_part(path, upload_id, number, data, checksums)
         upload.checksums, upload.guessed = checksums, False
+        if checksums:
+            upload.sha256[number] = sums.parameters()["ChecksumSHA256"]
         what = f"{self.url}: upload part {number} of {path}"
         etag = etag_of(answer, what)
         verdict = self._integrity.judge(answer, etag, data, sums, what)
@@ -279,13 +281,17 @@ class S3Store:
             return self._client.upload_part(**asked), sums
 
     def list_parts(self, path: str, upload_id: str) -> Mapping[int, tuple[int, str]]:
-        return {
+        found = {
             part["PartNumber"]: (part["Size"], part["ETag"].strip('"'))
             for part in self._parts_of(path, upload_id)
         }
+        upload = self._upload(upload_id)
+        if upload.checksums:  # a part whose sum nobody can tell any more has to be sent again
+            return {number: part for number, part in found.items() if number in upload.sha256}
+        return found
 
     def _parts_of(self, path: str, upload_id: str) -> Iterator[Mapping[str, Any]]:
-        """Yield the parts as S3 tells of them; learns whether they have check sums."""
+        """Yield the parts as S3 tells of them; notes their check sums, if it tells of those."""
         asked: dict[str, Any] = {
             "Bucket": self._bucket,
             "Key": self._key(path),
@@ -298,7 +304,10 @@ class S3Store:
             field_of(page, "UploadId", f"{self.url}: list parts of {path}")
             if page.get("ChecksumAlgorithm") == "SHA256":
                 self._uploads.setdefault(upload_id, Upload(checksums=True))
-            yield from page.get("Parts", [])
+            for part in page.get("Parts", []):
+                if checksum := part.get("ChecksumSHA256"):
+                    self._upload(upload_id).sha256.setdefault(part["PartNumber"], checksum)
+                yield part
             if not page.get("IsTruncated"):
                 return
             asked["PartNumberMarker"] = page["NextPartNumberMarker"]
@@ -308,18 +317,11 @@ class S3Store:
             raise Misconfigured(f"upload of {path}: it cannot be completed without a part")
         key = self._key(path)
         upload = self._upload(upload_id)
-        checksums: dict[int, str] = {}
-        if upload.checksums:  # S3 wants them again, and keeps them for us
-            checksums = {
-                part["PartNumber"]: part["ChecksumSHA256"]
-                for part in self._parts_of(path, upload_id)
-                if part.get("ChecksumSHA256")
-            }
         parts: list[Any] = []
         for number, etag in sorted(etags.items()):
             parts.append({"PartNumber": number, "ETag": f'"{etag}"'})
-            if number in checksums:
-                parts[-1]["ChecksumSHA256"] = checksums[number]
+            if upload.checksums and number in upload.sha256:
+                parts[-1]["ChecksumSHA256"] = upload.sha256[number]
         with self._translated(f"complete upload of {path}"):
             self._client.complete_multipart_upload(
                 Bucket=self._bucket,

@@ -23,7 +23,7 @@ import hashlib
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
 from s3fs_banyan.errors import Misconfigured
@@ -77,6 +77,8 @@ class Upload:
     """Whether a part may have been sent whose answer proved nothing."""
     guessed: bool = False
     """Whether `checksums` is only what it should be by the configuration."""
+    sha256: dict[int, str] = field(default_factory=dict)
+    """The check sums of parts, as S3 wants them again at the end."""
 
 
 class Integrity:

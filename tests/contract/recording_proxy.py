@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
+from tests.servers import ObjectServer
+
 Spoil = Literal["lose the answer", "forge the etag", "flip a byte", "answer other bytes"]
 
 _HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "expect"})
@@ -59,13 +61,17 @@ class Fault:
 class RecordingProxy:
     """Has the shape of an object server; `requests` is what came, `fault` what to spoil."""
 
-    upstream: str
+    server: ObjectServer
     access_key: str
     secret_key: str
     endpoint_url: str = ""
     requests: list[Request] = field(default_factory=list)
     fault: Fault | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def bucket(self) -> str:
+        """Make a new, empty bucket and return its name."""
+        return self.server.bucket()
 
     def spoil_of(self, request: Request) -> Spoil | None:
         """Note a request; return what is to happen to it."""
@@ -78,24 +84,24 @@ class RecordingProxy:
 
 
 @contextlib.contextmanager
-def recording(upstream: str, access_key: str, secret_key: str) -> Iterator[RecordingProxy]:
-    """Run a proxy before the server at `upstream`."""
-    proxy = RecordingProxy(upstream, access_key, secret_key)
+def recording(server: ObjectServer) -> Iterator[RecordingProxy]:
+    """Run a proxy before a server."""
+    proxy = RecordingProxy(server, server.access_key, server.secret_key)
 
     class Handler(_Handler):
         owner = proxy
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    listener.daemon_threads = True
+    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    proxy.endpoint_url = f"http://127.0.0.1:{server.server_address[1]}"
+    proxy.endpoint_url = f"http://127.0.0.1:{listener.server_address[1]}"
     try:
         yield proxy
     finally:
-        server.shutdown()
+        listener.shutdown()
         thread.join()
-        server.server_close()
+        listener.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -133,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
         self, headers: Mapping[str, str], body: bytes
     ) -> tuple[int, list[tuple[str, str]], bytes]:
         """Send the request to the server; the Host stays, since the signature covers it."""
-        parts = urlsplit(self.owner.upstream)
+        parts = urlsplit(self.owner.server.endpoint_url)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
         try:
             connection.putrequest(
