@@ -12,8 +12,10 @@ import pytest
 from s3fs_banyan.app.volume import make_volume
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.errors import AlreadyExists, TransferCorrupt, Unavailable
+from s3fs_banyan.observe import Metrics
 from s3fs_banyan.remote.layers import RetryLayer
 from s3fs_banyan.remote.multipart import UploadState, upload_file_multipart
+from s3fs_banyan.remote.open import open_store
 from s3fs_banyan.remote.s3 import PART_SIZE_MIN, S3Store
 from s3fs_banyan.remote.s3_integrity import How
 from s3fs_banyan.runtime import RealRuntime
@@ -133,6 +135,23 @@ def test_a_read_back_that_cannot_be_made_proves_nothing(line: Line) -> None:
     with pytest.raises(TransferCorrupt):
         store.write("x", DATA)
     store.close()
+
+
+def test_verifications_are_a_metric(moto: MotoServer) -> None:
+    """Through all layers, as a mount opens its store."""
+    metrics = Metrics()
+    url = f"s3://{moto.bucket()}/v"
+    for options in (options_for(moto), options_for(moto, **KMS), options_for(moto, verify="none")):
+        store = open_store(url, options, observer=metrics.store, verified=metrics.store)
+        store.write("x", DATA)
+        store.close()
+    metrics.store.verified("etag", good=False)
+    text = metrics.render()
+    name = "s3fs_banyan_store_verifications_total"
+    for how in ("etag", "read_back", "content_md5"):
+        assert f'{name}{{how="{how}",outcome="good"}} 1.0' in text
+    assert f'{name}{{how="checksum",outcome="good"}} 0.0' in text
+    assert f'{name}{{how="etag",outcome="wrong"}} 1.0' in text
 
 
 # --- creates -----------------------------------------------------------------------------

@@ -85,38 +85,28 @@ def test_a_volume_under_a_customers_key(
     client.close()
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("mount", "{store}", "{place}"),
-        ("mount", "{store}", "{place}", "--read-only"),
-        ("check", "{store}"),
-        ("ls", "{store}"),
-    ],
-    ids=" ".join,
-)
-@pytest.mark.parametrize("section", [{"type": "sse-c", "key": OTHER}, {}], ids=["other", "none"])
 def test_a_wrong_key_is_one_line_and_nothing_changes(
-    seaweed: SeaweedServer,
-    encrypted: Volume,
-    command: Background,
-    words: tuple[str, ...],
-    section: dict[str, object],
+    seaweed: SeaweedServer, encrypted: Volume, command: Background
 ) -> None:
     """Exit code 3, as for wrong credentials; no local directory is begun."""
     before = _objects(seaweed, encrypted)
-    config = yaml.safe_load(command.config.read_text(encoding="utf-8"))
-    config["storage"]["remote"]["encryption"] = section
-    command.config.write_text(yaml.safe_dump(config), encoding="utf-8")
     place, cache = command.place("mnt"), encrypted.directory / "fresh-cache"
-    filled = [word.format(store=encrypted.url, place=place) for word in words]
-    if words[0] == "mount":
-        filled += ["--cache-dir", str(cache)]
-    done = command.run(*filled, "--config", str(command.config))
-    assert done.returncode == ExitCode.STORE, done.stderr
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("s3fs-banyan: ")
-    assert "encrypt" in line or "storage.remote.encryption" in line
-    assert OTHER not in line
-    assert _objects(seaweed, encrypted) == before
-    assert not cache.exists()
+    mount = ["mount", encrypted.url, str(place), "--cache-dir", str(cache)]
+    other, none = {"type": "sse-c", "key": OTHER}, dict[str, str]()
+    for section, words in (
+        (other, mount),
+        (none, mount),
+        (other, [*mount, "--read-only"]),
+        (other, ["check", encrypted.url]),
+    ):
+        config = yaml.safe_load(command.config.read_text(encoding="utf-8"))
+        config["storage"]["remote"]["encryption"] = section
+        command.config.write_text(yaml.safe_dump(config), encoding="utf-8")
+        done = command.run(*words, "--config", str(command.config))
+        assert done.returncode == ExitCode.STORE, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("s3fs-banyan: ")
+        assert "storage.remote.encryption" in line
+        assert OTHER not in line
+        assert _objects(seaweed, encrypted) == before
+        assert not cache.exists()
