@@ -331,8 +331,8 @@ class S3Store:
                 **self._encryption.for_bytes(),
             )
         answer = self._head(path)
-        self._encryption.check_answer(answer, f"{self.url}: complete upload of {path}")
         meta = self._meta_of(path, answer)
+        self._encryption.check_answer(answer, f"{self.url}: complete upload of {path}")
         self._uploads.pop(upload_id, None)
         return replace(meta, proven=self._integrity.is_proven(upload))
 
@@ -413,8 +413,8 @@ class S3Store:
         created = "IfNoneMatch" in asked
         why = ""
         for _ in range(1 + _REPLACEMENTS_MAX):
-            self._encryption.check_answer(answer, what)
             etag = etag_of(answer, what)
+            self._encryption.check_answer(answer, what)
             verdict = self._integrity.judge(answer, etag, asked["Body"], sums, what)
             if verdict.good is not None:
                 self._note(verdict.how, good=verdict.good)

@@ -14,7 +14,7 @@ import trio
 from s3fs_banyan.app.volume import make_volume
 from s3fs_banyan.commit import sealing
 from s3fs_banyan.commit.context import Context
-from s3fs_banyan.errors import Denied, Misconfigured
+from s3fs_banyan.errors import Denied, Misconfigured, Unavailable
 from s3fs_banyan.format.keys import (
     CHECKPOINT_PIECE_PREFIX,
     CHECKPOINT_PREFIX,
@@ -27,9 +27,11 @@ from s3fs_banyan.format.keys import (
 )
 from s3fs_banyan.remote.layers import RetryLayer
 from s3fs_banyan.remote.multipart import upload_file_multipart
+from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.s3 import PART_SIZE_MIN, S3Store
 from s3fs_banyan.runtime import RealRuntime
 from tests.contract.recording_proxy import RecordingProxy, Request, recording
+from tests.contract.remote_broken_server import ANSWERS, serving
 from tests.contract.remote_stores import options_for
 from tests.servers import MotoServer, ObjectServer, SeaweedServer
 from tests.unit.engine_kit import (
@@ -262,3 +264,40 @@ def test_an_upload_begun_by_an_earlier_process_is_finished(seaweed: SeaweedServe
         after.complete_upload("x", upload_id, etags)
         assert after.read("x") == data + b"rest"
         after.close()
+
+
+def test_a_strangers_answer_is_no_word_about_encryption() -> None:
+    """A proxy's own page is a failure that passes, and not a store that cannot encrypt."""
+    with serving(ANSWERS["answers with a page of its own"]) as url:
+        options = StoreOptions(endpoint_url=url, access_key="a", secret_key="s", **SSE_S3)  # type: ignore[arg-type]
+        store = S3Store("bucket", "v", options)
+        with pytest.raises(Unavailable):
+            store.write("x", b"0123456789")
+        store.close()
+
+
+def test_sums_that_the_store_lists_go_with_the_completion() -> None:
+    """Amazon lists them, so an upload goes on in another process without a part sent twice."""
+    part = (
+        b"<PartNumber>1</PartNumber><Size>10</Size><ETag>e</ETag>"
+        b"<ChecksumSHA256>c3VtIG9mIHRoZSBwYXJ0</ChecksumSHA256>"
+    )
+    body = (
+        b"<ListPartsResult><UploadId>id</UploadId><ChecksumAlgorithm>SHA256</ChecksumAlgorithm>"
+        b"<Part>" + part + b"</Part></ListPartsResult>"
+    )
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
+    sent: list[bytes] = []
+    with serving(answer + body) as url:
+        options = StoreOptions(endpoint_url=url, access_key="a", secret_key="s", **SSE_C)  # type: ignore[arg-type]
+        store = S3Store("bucket", "v", options)
+        assert store.list_parts("x", "id") == {1: (10, "e")}
+        events = store._client.meta.events
+        events.register(
+            "before-call.s3.CompleteMultipartUpload",
+            lambda params, **_: sent.append(params["body"]),
+        )
+        with pytest.raises(Unavailable):  # this server has one answer only
+            store.complete_upload("x", "id", {1: "e"})
+        store.close()
+    assert b"<ChecksumSHA256>c3VtIG9mIHRoZSBwYXJ0</ChecksumSHA256>" in sent[0]
