@@ -23,7 +23,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """The command line or the configuration is unusable."""
     STORE = 3
-    """The store is not there, cannot be reached, or refuses the credentials."""
+    """The store is not there, cannot be reached, or refuses the credentials or the key."""
     VOLUME = 4
     """No volume there, or something else is, or the store cannot hold one."""
     MOUNTPOINT = 5

@@ -10,18 +10,21 @@ from s3fs_banyan.commit.classes import ClassPolicy, Rule
 from s3fs_banyan.commit.context import EngineSettings
 from s3fs_banyan.config import Config
 from s3fs_banyan.config.prices import STANDARD
+from s3fs_banyan.config.settings import Encryption
 from s3fs_banyan.errors import ConfigError
 from s3fs_banyan.journal.log import JournalSettings
-from s3fs_banyan.observe import Metrics
+from s3fs_banyan.observe import Metrics, register_secret
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.open import open_store
 from s3fs_banyan.remote.options import StoreOptions
+from s3fs_banyan.remote.s3_encryption import load_customer_key
 
 
 def store_options(config: Config) -> StoreOptions:
     """Return how the store is reached."""
     remote = config.storage.remote
     keys = remote.credentials
+    encryption = remote.encryption
     return StoreOptions(
         region=remote.region or "",
         endpoint_url=remote.endpoint_url or "",
@@ -35,7 +38,22 @@ def store_options(config: Config) -> StoreOptions:
         read_timeout_s=remote.read_timeout_s,
         connections=remote.connections,
         retry_deadline_s=remote.retry_deadline_s,
+        encryption=encryption.type or "",
+        encryption_key_id=encryption.key_id or "",
+        encryption_bucket_key=encryption.bucket_key,
+        encryption_context=encryption.context or {},
+        encryption_key=_customer_key(encryption),
+        verify=remote.verify,
     )
+
+
+def _customer_key(encryption: Encryption) -> str:
+    """Return the key of SSE-C, from the file that holds it if there is one; base64."""
+    if encryption.key_file is None:
+        return encryption.key.get_secret_value() if encryption.key else ""
+    key = load_customer_key(encryption.key_file)
+    register_secret(key)
+    return key
 
 
 def store_url(url: str | None, config: Config) -> str:
@@ -54,7 +72,8 @@ def connect(
     if metrics is not None:
         standard = class_policy(config).price_of[STANDARD]
         metrics.store_requests.use_prices(standard, config.cost.egress)
-    return open_store(url, store_options(config), observer=observer, create=create)
+    options = store_options(config)
+    return open_store(url, options, observer=observer, verified=observer, create=create)
 
 
 def engine_settings(config: Config) -> EngineSettings:

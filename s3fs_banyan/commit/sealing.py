@@ -12,6 +12,7 @@ simulation. It writes to `outbox/` and the block cache only, and never publishes
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -192,14 +193,14 @@ class Sealing:
     def upload(self, pack: SealedPack) -> None:
         """Send a sealed pack and verify it; then it is in the block cache, not in the outbox.
 
-        Raises the store's errors; the same call may be made again. A pack that is there already
-        (the same bytes have the same key) is not sent twice.
+        Raises the store's errors; the same call may be made again. A pack of which the store's
+        MD5 proves that it is there already is not sent twice.
         """
         path = self._outbox_path(pack.key)
         data = self._in_ram.get(pack.number)
         if data is None:
             data = path.read_bytes()
-        if not (pack.key in self._attempted and self._is_there(pack)):
+        if not (pack.key in self._attempted and self._is_there(pack, data)):
             self._attempted.add(pack.key)
             self._send(pack, data)
         self._cache.put_object(pack.key, data)
@@ -222,12 +223,18 @@ class Sealing:
                 error,
             )
 
-    def _is_there(self, pack: SealedPack) -> bool:
-        """Tell whether an attempt whose answer was lost had its effect."""
+    def _is_there(self, pack: SealedPack, data: bytes) -> bool:
+        """Tell whether an attempt whose answer was lost, or wrong, left the right bytes there.
+
+        Its size would prove nothing: what arrived wrong is as long.
+        """
+        if not self._store.capabilities.etag_is_md5:
+            return False
         try:
-            return self._store.stat(pack.key).size == pack.size
+            etag = self._store.stat(pack.key).etag
         except ObjectMissing:
             return False
+        return etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
 
     def _outbox_path(self, key: str) -> Path:
         return Path(self._job.outbox) / key.replace("/", "-")

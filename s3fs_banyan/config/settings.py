@@ -12,6 +12,7 @@ layers above take values, and `remote` turns a store address and these values in
 
 from __future__ import annotations
 
+import base64
 import difflib
 import os
 import re
@@ -117,6 +118,31 @@ class Credentials(Section):
         return None if secret is None else HIDDEN
 
 
+def _check_customer_key(key: SecretStr) -> SecretStr:
+    try:
+        size = len(base64.b64decode(key.get_secret_value(), validate=True))
+    except ValueError:
+        _fail("not base64: write the 32 bytes of the key in base64")
+    if size != 32:
+        _fail(f"a key of {size} bytes: it must have 32, in base64")
+    return key
+
+
+class Encryption(Section):
+    """How the store encrypts what it holds (server side)."""
+
+    type: Literal["sse-s3", "sse-kms", "sse-c"] | None = None
+    key_id: str | None = None
+    bucket_key: bool | None = None
+    context: dict[str, str] | None = None
+    key: Annotated[SecretStr, AfterValidator(_check_customer_key)] | None = None
+    key_file: Annotated[Path, AfterValidator(_check_absolute)] | None = None
+
+    @field_serializer("key")
+    def _hide(self, secret: SecretStr | None) -> str | None:
+        return None if secret is None else HIDDEN
+
+
 class Remote(Section):
     """Where the volume lies in the store, and how to talk to it."""
 
@@ -130,6 +156,8 @@ class Remote(Section):
     verify_tls: bool = True
     ca_bundle: Annotated[Path, AfterValidator(_check_absolute)] | None = None
     credentials: Credentials = Field(default_factory=Credentials)
+    encryption: Encryption = Field(default_factory=Encryption)
+    verify: Literal["auto", "etag", "checksum", "read-back", "none"] = "auto"
     connect_timeout_s: Annotated[float, _seconds(least=0.1, most=HOUR_S)] = Field(
         default=5.0, alias="connect_timeout"
     )
@@ -287,7 +315,12 @@ class Config(Section):
     def secrets(self) -> tuple[str, ...]:
         """Return the secrets in clear, for one purpose: to be registered with the log."""
         credentials = self.storage.remote.credentials
-        found = (credentials.access_key, credentials.secret_key, credentials.session_token)
+        found = (
+            credentials.access_key,
+            credentials.secret_key,
+            credentials.session_token,
+            self.storage.remote.encryption.key,
+        )
         return tuple(secret.get_secret_value() for secret in found if secret is not None)
 
 
@@ -323,6 +356,29 @@ def _remote_faults(remote: Remote) -> Iterator[str]:
         yield f"{at}.credentials.access_key: is required when 'secret_key' is given"
     if keys.access_key is None and keys.secret_key is None and keys.session_token is not None:
         yield f"{at}.credentials.access_key: is required when 'session_token' is given"
+    yield from _encryption_faults(remote, f"{at}.encryption")
+
+
+def _encryption_faults(remote: Remote, at: str) -> Iterator[str]:
+    """Yield what does not fit together under `storage.remote.encryption`."""
+    asked = remote.encryption
+    kms_only = {"key_id": asked.key_id, "context": asked.context}
+    kms_only |= {"bucket_key": None if asked.bucket_key is None else "given"}
+    given = {**kms_only, "key": asked.key, "key_file": asked.key_file}
+    if asked.type is None:
+        for key in (key for key, value in given.items() if value):
+            yield f"{at}.type: is required when '{key}' is given"
+            return
+        return
+    if remote.type == "file":
+        yield f"{at}.type: has no meaning when the store's type is 'file'"
+    if asked.type == "sse-kms" and asked.key_id is None:
+        yield f"{at}.key_id: is required when the type is 'sse-kms'"
+    if asked.type == "sse-c" and (asked.key is None) == (asked.key_file is None):
+        yield f"{at}.key: one of 'key' and 'key_file' is required when the type is 'sse-c'"
+    others = {"sse-kms": ("key", "key_file"), "sse-c": tuple(kms_only)}.get(asked.type, (*given,))
+    for key in (key for key in others if given[key]):
+        yield f"{at}.{key}: has no meaning when the type is '{asked.type}'"
 
 
 def _size_faults(config: Config) -> Iterator[str]:
@@ -352,6 +408,7 @@ _PLAIN: Final = {
     "finite_number": "expected a number",
     "float_parsing": "expected a number",
     "float_type": "expected a number",
+    "dict_type": "expected a section with keys, not a value",
     "int_from_float": "expected a whole number",
     "int_parsing": "expected a whole number",
     "int_type": "expected a whole number",

@@ -253,6 +253,12 @@ class StoreObserver:
             _histogram(of["store_request_seconds"], verb).observe(seconds)
             self._reachable.set(0 if outcome == UNANSWERED else 1)
 
+    def verified(self, how: str, *, good: bool) -> None:
+        """Count one upload that was verified, by `how`."""
+        with self._lock:
+            outcome = "good" if good else "wrong"
+            _counter(self._families["store_verifications_total"], how, outcome).value += 1
+
     def count_retries(self, sleep: Callable[[float], None]) -> Callable[[float], None]:
         """Return the retry layer's `sleep` such that each wait counts as one retry."""
 

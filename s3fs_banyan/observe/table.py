@@ -56,6 +56,7 @@ STORE_VERBS: Final = (
     "abort_upload",
     "list_uploads",
 )
+VERIFIED_BY: Final = ("etag", "checksum", "read_back", "content_md5")
 COMMIT_STEPS: Final = (
     "cut",
     "sync",
@@ -206,6 +207,13 @@ METRICS: Final = (
         "counter",
         "store_retries_total",
         "Attempts that followed a failed attempt of the same call.",
+    ),
+    _metric(
+        "counter",
+        "store_verifications_total",
+        "Uploads by what they were verified with: etag, checksum, read_back, content_md5 alone.",
+        how=VERIFIED_BY,
+        outcome=("good", "wrong"),
     ),
     _metric("gauge", "store_reachable", "1 if the store answered the last request, else 0."),
     # cost

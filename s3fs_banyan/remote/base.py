@@ -46,6 +46,9 @@ class FileMeta:
     modified_ns: int
     """Time of the write by the store's clock, Unix time in nanoseconds (resolution: 1 s)."""
     storage_class: str = ""
+    proven: bool = True
+    """False only in the answer of `complete_upload`, if nothing but reading the object can tell
+    whether it is what was sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +104,10 @@ class RemoteFileSystem(Protocol):
     ) -> FileMeta:
         """Store `data` under `path`, whole or not at all; durable when it returns.
 
-        The transfer is checked end to end by MD5 where the store can (Content-MD5 on the way
-        up, the answer's ETag compared where it is an MD5): `TransferCorrupt` otherwise.
+        The transfer is checked end to end where the store can (Content-MD5 on the way up; the
+        answer's ETag, the store's checksum or a read-back afterwards): `TransferCorrupt`
+        otherwise, and then the bytes under `path` are not known; a create that returns it may
+        have made the object, like one whose answer was lost.
         """
         ...
 

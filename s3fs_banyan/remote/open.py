@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from s3fs_banyan.errors import AlreadyExists, Misconfigured, ObjectMissing
+from s3fs_banyan.errors import AlreadyExists, ConfigError, Misconfigured, ObjectMissing
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.layers import MeterLayer, RequestObserver, RetryLayer
 from s3fs_banyan.remote.local import LocalStore
 from s3fs_banyan.remote.options import StoreOptions, StoreUrl, parse_store_url
 from s3fs_banyan.remote.s3 import S3Store
+from s3fs_banyan.remote.s3_integrity import VerificationObserver
 
 
 def open_store(
@@ -15,23 +16,30 @@ def open_store(
     options: StoreOptions,
     *,
     observer: RequestObserver | None = None,
+    verified: VerificationObserver | None = None,
     create: bool = False,
 ) -> RemoteFileSystem:
     """Return the store of a URL, metered if there is an observer, and with retries.
 
+    `verified` is told by what each upload was believed.
+
     Raises `ConfigError` for the URL, and `Misconfigured` for a directory that is not there
     (unless `create`). An S3 store is not asked anything: it may well be away just now.
     """
-    store = _bare_store(parse_store_url(url), options, create=create)
+    store = _bare_store(parse_store_url(url), options, verified, create=create)
     if observer is not None:
         store = MeterLayer(store, observer)
     return RetryLayer(store, deadline_s=options.retry_deadline_s)
 
 
-def _bare_store(url: StoreUrl, options: StoreOptions, *, create: bool) -> RemoteFileSystem:
+def _bare_store(
+    url: StoreUrl, options: StoreOptions, verified: VerificationObserver | None, *, create: bool
+) -> RemoteFileSystem:
+    if url.scheme != "s3" and options.encryption:
+        raise ConfigError(f"storage.remote.encryption: is for S3, not for a {url.scheme} store")
     if url.scheme == "file":
         return LocalStore(url.directory, create=create)
-    return S3Store(url.bucket, url.prefix, options)
+    return S3Store(url.bucket, url.prefix, options, observer=verified)
 
 
 def probe_create_if_absent(store: RemoteFileSystem, token: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 from s3fs_banyan.errors import ConfigError
 from s3fs_banyan.remote.base import check_path
+from s3fs_banyan.remote.s3_encryption import ServerEncryption
+from s3fs_banyan.remote.s3_integrity import VERIFY_MODES
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _FORMS: Final = "use s3://BUCKET/PREFIX or file:///DIRECTORY"
@@ -46,6 +49,14 @@ class StoreOptions:
     retry_deadline_s: float = 20.0
     etag_is_md5: bool = True
     """False for a service whose ETag has the look of an MD5 and is none."""
+    # What of S3's server-side encryption and of uploads; see `s3_encryption`, `s3_integrity`.
+    encryption: str = ""
+    encryption_key_id: str = ""
+    encryption_bucket_key: bool | None = None
+    encryption_context: Mapping[str, str] = field(default_factory=dict)
+    encryption_key: str = field(default="", repr=False)
+    """SSE-C: the key, base64. A secret."""
+    verify: str = "auto"
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for values that cannot work together."""
@@ -60,6 +71,24 @@ class StoreOptions:
         for name in ("connect_timeout_s", "read_timeout_s", "connections", "retry_deadline_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"store: {name} must be above 0")
+        if self.verify not in VERIFY_MODES:
+            raise ConfigError(f"store: verify: expected one of {', '.join(VERIFY_MODES)}")
+        if self.encryption_key and not _keeps_secrets(self.endpoint_url):
+            raise ConfigError(
+                "store: sse-c sends the key with every request: use an https:// endpoint_url"
+            )
+        _ = self.server_encryption
+
+    @property
+    def server_encryption(self) -> ServerEncryption:
+        """What the store is asked to encrypt with; raises `ConfigError` for what cannot work."""
+        return ServerEncryption(
+            kind=self.encryption,
+            key_id=self.encryption_key_id,
+            bucket_key=self.encryption_bucket_key,
+            context=self.encryption_context,
+            key=self.encryption_key,
+        )
 
     @property
     def uses_path_style(self) -> bool:
@@ -119,3 +148,11 @@ def _check_endpoint(endpoint_url: str) -> None:
         raise ConfigError("store: endpoint_url with credentials in it: take them out")
     if parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ConfigError(f"store: endpoint_url {endpoint_url!r}: use http(s)://HOST:PORT")
+
+
+def _keeps_secrets(endpoint_url: str) -> bool:
+    """Tell whether nobody else hears what is sent to an end point: TLS, or this very machine."""
+    parts = urlsplit(endpoint_url)
+    host = parts.hostname or ""
+    local = host in {"localhost", "::1"} or host.startswith("127.")
+    return parts.scheme in {"", "https"} or local

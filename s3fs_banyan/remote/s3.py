@@ -1,9 +1,9 @@
 """A store in an S3 bucket: the only module that knows boto3.
 
 One client is built at the start and shared by all threads. The SDK's own retries are off, its
-request checksums are sent only where S3 demands them, its time-outs and its pool are ours. The
-end-to-end check is MD5: Content-MD5 on every upload, and the answer's ETag compared where it
-is an MD5 (not for multipart objects, nor under SSE-KMS or SSE-C).
+request checksums are sent only where S3 demands them, its time-outs and its pool are ours. What
+encryption adds to a request is in `s3_encryption`, by what an upload is believed in
+`s3_integrity`: Content-MD5 goes with every one, and its answer has to prove what was stored.
 
 Every error of the SDK becomes one of ours in `_translated`, by the table in `s3_errors`. A body
 is read, and its length checked, inside the call: nobody outside holds a connection.
@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from datetime import datetime
-from email.utils import parsedate_to_datetime
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import boto3
@@ -28,11 +26,28 @@ from botocore.parsers import ResponseParserError
 from botocore.utils import determine_content_length
 from urllib3.exceptions import HTTPError
 
-from s3fs_banyan.errors import Denied, Misconfigured, StoreError, TransferCorrupt, Unavailable
+from s3fs_banyan.errors import (
+    AlreadyExists,
+    Denied,
+    Misconfigured,
+    ObjectMissing,
+    StoreError,
+    TransferCorrupt,
+    Unavailable,
+)
 from s3fs_banyan.remote.base import Capabilities, FileMeta, check_path, check_range
 from s3fs_banyan.remote.options import StoreOptions
+from s3fs_banyan.remote.s3_answers import (
+    answered_ns,
+    body_of,
+    cut_range,
+    etag_of,
+    field_of,
+    is_path,
+    unix_ns,
+)
 from s3fs_banyan.remote.s3_errors import error_of
-from s3fs_banyan.runtime import monotonic_s
+from s3fs_banyan.remote.s3_integrity import How, Integrity, Sums, Upload, VerificationObserver
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -40,23 +55,30 @@ if TYPE_CHECKING:
 PART_SIZE_MIN: Final = 5 << 20
 _DELETE_BATCH_MAX: Final = 1000
 _EXPECT_ABOVE_BYTES: Final = 64 * 1024
-_READ_PIECE_BYTES: Final = 1 << 20
-_READ_RATE_MIN: Final = 16 * 1024
-"""Bytes a second: a body that comes slower is given up, or a trickle would never end."""
-
-_MD5_ETAG: Final = re.compile(r"[0-9a-f]{32}")
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_REPLACEMENTS_MAX: Final = 3
 
 
 class S3Store:
     """Objects of one bucket, under one prefix. Building it makes no call."""
 
-    def __init__(self, bucket: str, prefix: str, options: StoreOptions) -> None:
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str,
+        options: StoreOptions,
+        *,
+        observer: VerificationObserver | None = None,
+    ) -> None:
         """Raise `Misconfigured` if the SDK refuses the options; `prefix` may be empty."""
         self._bucket = bucket
         self._key_prefix = f"{check_path(prefix)}/" if prefix else ""
         self._options = options
         self._endpoint = options.endpoint_url or "Amazon S3"
+        self._encryption = options.server_encryption
+        etag_is_md5 = options.etag_is_md5 and self._encryption.etag_is_md5
+        self._integrity = Integrity(options.verify, etag_is_md5=etag_is_md5)
+        self._observer = observer
+        self._uploads: dict[str, Upload] = {}
         with self._translated("connect"):
             try:
                 self._client = _client(options)
@@ -72,7 +94,7 @@ class S3Store:
         return Capabilities(
             create_if_absent=True,
             multipart=True,
-            etag_is_md5=self._options.etag_is_md5,
+            etag_is_md5=self._integrity.etag_is_md5,
             part_size_min=PART_SIZE_MIN,
         )
 
@@ -84,10 +106,10 @@ class S3Store:
         while True:
             with self._translated(f"list {prefix}*"):
                 page = self._client.list_objects_v2(**asked)
-            _field(page, "Name", f"{self.url}: list {prefix}*")
+            field_of(page, "Name", f"{self.url}: list {prefix}*")
             for found in page.get("Contents", []):
                 path = found["Key"].removeprefix(self._key_prefix)
-                if not _is_path(path):
+                if not is_path(path):
                     continue  # not ours: a directory marker of another tool
                 if path <= last:
                     raise Misconfigured(
@@ -98,7 +120,7 @@ class S3Store:
                     path=path,
                     size=found["Size"],
                     etag=found["ETag"].strip('"'),
-                    modified_ns=_unix_ns(found["LastModified"]),
+                    modified_ns=unix_ns(found["LastModified"]),
                     storage_class=found.get("StorageClass") or "STANDARD",
                 )
             token = page.get("NextContinuationToken") if page.get("IsTruncated") else None
@@ -113,21 +135,21 @@ class S3Store:
         if length == 0:
             self.stat(path)
             return b""
-        asked: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(path)}
+        span = ""
         if offset or length is not None:
             end = "" if length is None else offset + length - 1
-            asked["Range"] = f"bytes={offset}-{end}"
+            span = f"bytes={offset}-{end}"
         try:
-            with self._translated(f"read {path}"):
-                answer = self._client.get_object(**asked)
-                body = self._body(answer, path)
+            answer, body = self._get(path, span)
         except _RangeBeyondEnd:
             return b""
-        etag = _etag_of(answer, f"{self.url}: read {path}")
-        if "Range" not in asked and _MD5_ETAG.fullmatch(etag):
+        what = f"{self.url}: read {path}"
+        etag = etag_of(answer, what)
+        if not span and self._integrity.is_md5(answer, etag):
             md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
-            self._checked_etag(answer, md5, f"read {path}")
-        return _cut(answer, body, offset, length, path)
+            if etag != md5:
+                raise TransferCorrupt(f"{what}: MD5 {md5} here, {etag} in the store")
+        return cut_range(answer, body, offset, length, path)
 
     def write(
         self,
@@ -138,21 +160,17 @@ class S3Store:
         storage_class: str = "",
     ) -> FileMeta:
         sent = data if isinstance(data, bytes | bytearray) else bytes(data)
-        digest = hashlib.md5(sent, usedforsecurity=False)
-        asked: dict[str, Any] = {
-            "Bucket": self._bucket,
-            "Key": self._key(path),
-            "Body": sent,
-            "ContentMD5": base64.b64encode(digest.digest()).decode("ascii"),
-        }
+        sums = self._integrity.sums(sent)
+        asked: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(path), "Body": sent}
+        asked |= sums.parameters() | self._encryption.for_new()
         if if_absent:
             asked["IfNoneMatch"] = "*"
         if storage_class:
             asked["StorageClass"] = storage_class
         with self._translated(f"write {path}"):
             answer = self._client.put_object(**asked)
-        etag = self._checked_etag(answer, digest.hexdigest(), f"write {path}")
-        modified_ns = _answered_ns(answer)
+        etag = self._proven(path, asked, answer, sums)
+        modified_ns = answered_ns(answer)
         if modified_ns is None:
             return self.stat(path)
         return FileMeta(
@@ -174,21 +192,28 @@ class S3Store:
             self._check_deleted(batch, answer)
 
     def stat(self, path: str) -> FileMeta:
+        return self._meta_of(path, self._head(path))
+
+    def _head(self, path: str) -> Mapping[str, Any]:
         key = self._key(path)
         with self._translated(f"stat {path}"):
             try:
-                answer = self._client.head_object(Bucket=self._bucket, Key=key)
+                return self._client.head_object(
+                    Bucket=self._bucket, Key=key, **self._encryption.for_bytes()
+                )
             except sdk.ClientError as error:
                 if _status_of(error) == 404:
                     # An answer to HEAD has no body, so a missing bucket looks just the same.
                     self._client.head_bucket(Bucket=self._bucket)
                 raise
+
+    def _meta_of(self, path: str, answer: Mapping[str, Any]) -> FileMeta:
         what = f"{self.url}: stat {path}"
         return FileMeta(
             path=path,
-            size=_field(answer, "ContentLength", what),
-            etag=_etag_of(answer, what),
-            modified_ns=_unix_ns(_field(answer, "LastModified", what)),
+            size=field_of(answer, "ContentLength", what),
+            etag=etag_of(answer, what),
+            modified_ns=unix_ns(field_of(answer, "LastModified", what)),
             storage_class=answer.get("StorageClass") or "STANDARD",
         )
 
@@ -199,62 +224,117 @@ class S3Store:
 
     def begin_upload(self, path: str, *, storage_class: str = "") -> str:
         asked: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(path)}
+        asked |= self._encryption.for_new()
+        checksums = self._integrity.asks_checksum
+        if checksums:
+            asked["ChecksumAlgorithm"] = "SHA256"
         if storage_class:
             asked["StorageClass"] = storage_class
         with self._translated(f"begin upload of {path}"):
             answer = self._client.create_multipart_upload(**asked)
-        return str(_field(answer, "UploadId", f"{self.url}: begin upload of {path}"))
+        what = f"{self.url}: begin upload of {path}"
+        upload_id = str(field_of(answer, "UploadId", what))
+        self._uploads[upload_id] = Upload(checksums)
+        return upload_id
 
     def upload_part(self, path: str, upload_id: str, number: int, data: bytes) -> str:
         if number < 1:
             raise ValueError(f"part number {number}: parts are counted from 1")
-        key = self._key(path)
-        digest = hashlib.md5(data, usedforsecurity=False)
+        upload = self._upload(upload_id)
+        checksums = upload.checksums
+        try:
+            answer, sums = self._send_part(path, upload_id, number, data, checksums)
+        except Misconfigured:
+            if not upload.guessed:
+                raise
+            # All parts of an upload have a check sum, or none; not every store tells which.
+            checksums = not checksums
+            answer, sums = self._send_part(path, upload_id, number, data, checksums)
+        upload.checksums, upload.guessed = checksums, False
+        if checksums:
+            upload.sha256[number] = sums.parameters()["ChecksumSHA256"]
+        what = f"{self.url}: upload part {number} of {path}"
+        etag = etag_of(answer, what)
+        verdict = self._integrity.judge(answer, etag, data, sums, what)
+        if verdict.good is None:  # a part cannot be read: the object will have to be
+            upload.unproven = True
+            self._note("content_md5", good=True)
+            return etag
+        self._note(verdict.how, good=verdict.good)
+        if not verdict.good:
+            raise TransferCorrupt(f"{what}: {verdict.why}")
+        return etag
+
+    def _send_part(
+        self, path: str, upload_id: str, number: int, data: bytes, checksums: bool
+    ) -> tuple[Mapping[str, Any], Sums]:
+        sums = self._integrity.sums(data, with_sha256=checksums)
+        asked: dict[str, Any] = {
+            "Bucket": self._bucket,
+            "Key": self._key(path),
+            "UploadId": upload_id,
+            "PartNumber": number,
+            "Body": data,
+        }
+        asked |= sums.parameters() | self._encryption.for_bytes()
         with self._translated(f"upload part {number} of {path}"):
-            answer = self._client.upload_part(
-                Bucket=self._bucket,
-                Key=key,
-                UploadId=upload_id,
-                PartNumber=number,
-                Body=data,
-                ContentMD5=base64.b64encode(digest.digest()).decode("ascii"),
-            )
-        return self._checked_etag(answer, digest.hexdigest(), f"upload part {number} of {path}")
+            return self._client.upload_part(**asked), sums
 
     def list_parts(self, path: str, upload_id: str) -> Mapping[int, tuple[int, str]]:
-        found: dict[int, tuple[int, str]] = {}
+        found = {
+            part["PartNumber"]: (part["Size"], part["ETag"].strip('"'))
+            for part in self._parts_of(path, upload_id)
+        }
+        upload = self._upload(upload_id)
+        if upload.checksums:  # a part whose sum nobody can tell any more has to be sent again
+            return {number: part for number, part in found.items() if number in upload.sha256}
+        return found
+
+    def _parts_of(self, path: str, upload_id: str) -> Iterator[Mapping[str, Any]]:
+        """Yield the parts as S3 tells of them; notes their check sums, if it tells of those."""
         asked: dict[str, Any] = {
             "Bucket": self._bucket,
             "Key": self._key(path),
             "UploadId": upload_id,
         }
+        asked |= self._encryption.for_bytes()
         while True:
             with self._translated(f"list parts of {path}"):
                 page = self._client.list_parts(**asked)
-            _field(page, "UploadId", f"{self.url}: list parts of {path}")
+            field_of(page, "UploadId", f"{self.url}: list parts of {path}")
+            if page.get("ChecksumAlgorithm") == "SHA256":
+                self._uploads.setdefault(upload_id, Upload(checksums=True))
             for part in page.get("Parts", []):
-                found[part["PartNumber"]] = (part["Size"], part["ETag"].strip('"'))
+                if checksum := part.get("ChecksumSHA256"):
+                    self._upload(upload_id).sha256.setdefault(part["PartNumber"], checksum)
+                yield part
             if not page.get("IsTruncated"):
-                return found
+                return
             asked["PartNumberMarker"] = page["NextPartNumberMarker"]
 
     def complete_upload(self, path: str, upload_id: str, etags: Mapping[int, str]) -> FileMeta:
         if not etags:
             raise Misconfigured(f"upload of {path}: it cannot be completed without a part")
         key = self._key(path)
+        upload = self._upload(upload_id)
+        parts: list[Any] = []
+        for number, etag in sorted(etags.items()):
+            parts.append({"PartNumber": number, "ETag": f'"{etag}"'})
+            if upload.checksums and number in upload.sha256:
+                parts[-1]["ChecksumSHA256"] = upload.sha256[number]
         with self._translated(f"complete upload of {path}"):
             self._client.complete_multipart_upload(
                 Bucket=self._bucket,
                 Key=key,
                 UploadId=upload_id,
-                MultipartUpload={
-                    "Parts": [
-                        {"PartNumber": number, "ETag": f'"{etag}"'}
-                        for number, etag in sorted(etags.items())
-                    ]
-                },
+                MultipartUpload={"Parts": parts},
+                **self._encryption.for_bytes(),
             )
-        return self.stat(path)
+        answer = self._head(path)
+        meta = self._meta_of(path, answer)
+        self._encryption.check_answer(answer, f"{self.url}: complete upload of {path}")
+        self._uploads.pop(upload_id, None)
+        return replace(meta, proven=self._integrity.is_proven(upload))
 
     def abort_upload(self, path: str, upload_id: str) -> None:
         key = self._key(path)
@@ -266,17 +346,18 @@ class S3Store:
             except sdk.ClientError as error:
                 if _code_of(error) != "NoSuchUpload":
                     raise
+        self._uploads.pop(upload_id, None)
 
     def list_uploads(self, prefix: str = "") -> Iterator[tuple[str, str, int]]:
         asked: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._key_prefix + prefix}
         while True:
             with self._translated(f"list uploads of {prefix}*"):
                 page = self._client.list_multipart_uploads(**asked)
-            _field(page, "Bucket", f"{self.url}: list uploads of {prefix}*")
+            field_of(page, "Bucket", f"{self.url}: list uploads of {prefix}*")
             for upload in page.get("Uploads", []):
                 path = upload["Key"].removeprefix(self._key_prefix)
-                if _is_path(path):
-                    yield path, upload["UploadId"], _unix_ns(upload["Initiated"])
+                if is_path(path):
+                    yield path, upload["UploadId"], unix_ns(upload["Initiated"])
             if not page.get("IsTruncated"):
                 return
             asked["KeyMarker"] = page["NextKeyMarker"]
@@ -298,37 +379,78 @@ class S3Store:
         if missing := set(keys) - answered:
             raise Unavailable(f"{self.url}: delete: no answer for {len(missing)} of {len(keys)}")
 
-    def _body(self, answer: Mapping[str, Any], path: str) -> bytes:
-        """Read the whole body, however it is cut into packets, or raise."""
-        expected = answer.get("ContentLength")
-        chunked = "transfer-encoding" in answer["ResponseMetadata"]["HTTPHeaders"]
-        if expected is None and not chunked:  # nothing would tell its end from a lost connection
-            raise Unavailable(f"{self.url}: read {path}: a body without a length")
-        deadline_s = monotonic_s() + self._options.read_timeout_s
-        deadline_s += (expected or 0) / _READ_RATE_MIN
-        pieces = []
-        with closing(answer["Body"]) as body:
-            while piece := body.read(_READ_PIECE_BYTES):
-                pieces.append(piece)
-                if monotonic_s() > deadline_s:
-                    raise Unavailable(f"{self.url}: read {path}: the body came too slowly")
-        whole = b"".join(pieces)
-        if expected is not None and len(whole) != expected:
-            raise Unavailable(f"{self.url}: read {path}: {len(whole)} bytes came of {expected}")
-        return whole
+    def _upload(self, upload_id: str) -> Upload:
+        """Return what is known of an upload; if an earlier process began it, that is little."""
+        guess = Upload(self._integrity.asks_checksum, unproven=True, guessed=True)
+        return self._uploads.setdefault(upload_id, guess)
 
-    def _checked_etag(self, answer: Mapping[str, Any], md5: str, what: str) -> str:
-        """Return the ETag of an answer; raise `TransferCorrupt` if it is an MD5, and another."""
-        etag = _etag_of(answer, f"{self.url}: {what}")
-        encrypted = str(answer.get("ServerSideEncryption", "")).startswith("aws:kms")
-        if encrypted or answer.get("SSECustomerAlgorithm") or not self._options.etag_is_md5:
-            return etag
-        if _MD5_ETAG.fullmatch(etag) and etag != md5:
+    def _note(self, how: How, *, good: bool) -> None:
+        if self._observer is not None:
+            self._observer.verified(how, good=good)
+
+    def _get(self, path: str, span: str = "") -> tuple[Mapping[str, Any], bytes]:
+        """Return the answer and the whole body of a GET, of a range if `span` names one."""
+        asked: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(path)}
+        asked |= self._encryption.for_bytes()
+        if span:
+            asked["Range"] = span
+        with self._translated(f"read {path}"):
+            answer = self._client.get_object(**asked)
+            what = f"{self.url}: read {path}"
+            return answer, body_of(answer, what, self._options.read_timeout_s)
+
+    def _proven(
+        self, path: str, asked: Mapping[str, Any], answer: Mapping[str, Any], sums: Sums
+    ) -> str:
+        """Return the ETag of an object just written, once it is proven to be what was sent.
+
+        Raises `TransferCorrupt` otherwise, and the caller writes again. A create cannot be made
+        again: it would find the wrong object. But it has said that the name is ours, so the
+        object is looked at and, if it is wrong, replaced by the right bytes on condition that
+        it is still the one that was seen.
+        """
+        what = f"{self.url}: write {path}"
+        created = "IfNoneMatch" in asked
+        why = ""
+        for _ in range(1 + _REPLACEMENTS_MAX):
+            etag = etag_of(answer, what)
+            self._encryption.check_answer(answer, what)
+            verdict = self._integrity.judge(answer, etag, asked["Body"], sums, what)
+            if verdict.good is not None:
+                self._note(verdict.how, good=verdict.good)
+            if verdict.good:
+                return etag
+            why = verdict.why
+            if created or verdict.good is None:
+                etag, good = self._read_back(path, sums)
+                if good:
+                    return etag
+                why = why or "the object that was read back is not what was sent"
+            if not created:
+                raise TransferCorrupt(f"{what}: {why}")
+            answer = self._put_over(path, asked, etag)
+        raise TransferCorrupt(f"{what}: {why}, {_REPLACEMENTS_MAX} times again")
+
+    def _read_back(self, path: str, sums: Sums) -> tuple[str, bool]:
+        """Return the ETag of the object in the store, and whether it is what was sent."""
+        try:
+            answer, body = self._get(path)
+        except ObjectMissing as error:
+            raise TransferCorrupt(f"{error}: it was written a moment ago") from error
+        good = self._integrity.sums(body, with_sha256=False).md5 == sums.md5
+        self._note("read_back", good=good)
+        return etag_of(answer, f"{self.url}: read {path}"), good
+
+    def _put_over(self, path: str, asked: Mapping[str, Any], etag: str) -> Mapping[str, Any]:
+        """Write the object again, in place of the one with that ETag."""
+        again = {name: value for name, value in asked.items() if name != "IfNoneMatch"}
+        try:
+            with self._translated(f"write {path} again"):
+                return self._client.put_object(**again, IfMatch=f'"{etag}"')
+        except (AlreadyExists, ObjectMissing) as error:
             raise TransferCorrupt(
-                f"{self.url}: {what}: MD5 {md5} here, {etag} in the store (if the ETags of this "
-                "store are no MD5, set etag_is_md5 to false)"
-            )
-        return etag
+                f"{self.url}: write {path}: a wrong object was there, and then another"
+            ) from error
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
@@ -354,7 +476,12 @@ class S3Store:
                 "the name"
             )
         headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        message = error.response.get("Error", {}).get("Message", "")
+        message = str(error.response.get("Error", {}).get("Message", ""))
+        refusal = self._encryption.refusal(
+            error.operation_name, status, message, f"{self.url}: {what}"
+        )
+        if refusal is not None:
+            return refusal
         return error_of(code, status, message, headers, f"{self.url}: {what}")
 
 
@@ -457,58 +584,6 @@ def _send_small_body_at_once(request: AWSRequest, **_: object) -> None:
     size = determine_content_length(request.data)
     if size is not None and size <= _EXPECT_ABOVE_BYTES:
         del request.headers["Expect"]
-
-
-def _cut(
-    answer: Mapping[str, Any], body: bytes, offset: int, length: int | None, path: str
-) -> bytes:
-    """Return what was asked for; a server may ignore a range (RFC 9110, 14.2) and send all."""
-    content_range = answer.get("ContentRange")
-    if not content_range:
-        return body[offset:] if length is None else body[offset : offset + length]
-    match = _CONTENT_RANGE.fullmatch(content_range)
-    if match is None or match[3] == "*":
-        raise Unavailable(f"read {path}: the answer has the range {content_range!r}")
-    size = int(match[3])
-    end = size if length is None else min(size, offset + length)
-    if (int(match[1]), int(match[2]) + 1, len(body)) != (offset, end, end - offset):
-        raise Unavailable(
-            f"read {path}: bytes {offset} to {end} were asked for, {content_range!r} came with "
-            f"{len(body)} bytes"
-        )
-    return body
-
-
-def _is_path(path: str) -> bool:
-    try:
-        check_path(path)
-    except ValueError:
-        return False
-    return True
-
-
-def _unix_ns(moment: datetime) -> int:
-    return int(moment.replace(microsecond=0).timestamp()) * 10**9 + moment.microsecond * 1000
-
-
-def _answered_ns(answer: Mapping[str, Any]) -> int | None:
-    """Return the store's own time of an answer, from its Date header, as Unix nanoseconds."""
-    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
-    try:
-        return _unix_ns(parsedate_to_datetime(date))
-    except (TypeError, ValueError):
-        return None
-
-
-def _field(answer: Mapping[str, Any], name: str, what: str) -> Any:  # noqa: ANN401
-    """Return a field that S3 always gives; else the "200 OK" is some stranger's."""
-    if name not in answer:
-        raise Unavailable(f"{what}: the answer is not one of S3: it has no {name}")
-    return answer[name]
-
-
-def _etag_of(answer: Mapping[str, Any], what: str) -> str:
-    return str(_field(answer, "ETag", what)).strip('"')
 
 
 def _code_of(error: sdk.ClientError) -> str:

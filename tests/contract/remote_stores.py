@@ -23,9 +23,20 @@ from s3fs_banyan.remote.s3 import S3Store
 from tests.servers import ObjectServer
 
 BARE = ("memory", "local", "seaweed", "moto")
-ALL = (*BARE, "memory+layers", "local+layers", "seaweed+layers")
-MULTIPART = ("memory", "seaweed", "moto", "memory+layers", "seaweed+layers")
+ENCRYPTED = ("seaweed/sse-c", "moto/sse-kms")
+PLAIN = (*BARE, "memory+layers", "local+layers", "seaweed+layers")
+ALL = (*PLAIN, *ENCRYPTED)
+MULTIPART = ("memory", "seaweed", "moto", "memory+layers", "seaweed+layers", *ENCRYPTED)
 S3 = ("seaweed", "moto")
+
+ENCRYPTIONS: dict[str, dict[str, object]] = {
+    "": {},
+    "sse-c": {
+        "encryption": "sse-c",
+        "encryption_key": "c29tZSBrZXkgb2YgdGhpcnR5LXR3byBieXRlcyBoZXI=",
+    },
+    "sse-kms": {"encryption": "sse-kms", "encryption_key_id": "key-1"},
+}
 
 FIRST_TIME_NS = 1_700_000_000 * 10**9
 
@@ -63,25 +74,27 @@ def memory_store() -> MemoryStore:
     return MemoryStore(clock=lambda: FIRST_TIME_NS + next(seconds) * 10**9)
 
 
-def s3_store(server: ObjectServer) -> S3Store:
+def s3_store(server: ObjectServer, **changes: object) -> S3Store:
     """Return an empty store on a server, under a prefix of its own in a shared bucket."""
     bucket = _buckets.get(server.endpoint_url)
     if bucket is None:
         bucket = _buckets[server.endpoint_url] = server.bucket()
-    return S3Store(bucket, f"some/where-{next(_prefix_numbers)}", options_for(server))
+    options = options_for(server, **changes)
+    return S3Store(bucket, f"some/where-{next(_prefix_numbers)}", options)
 
 
 @pytest.fixture
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RemoteFileSystem]:
     """The store that the test's parameter names (use with `indirect=True`)."""
     name, _, layers = request.param.partition("+")
+    name, _, encryption = name.partition("/")
     made: RemoteFileSystem
     if name == "memory":
         made = memory_store()
     elif name == "local":
         made = LocalStore(tmp_path / "store", create=True)
     else:
-        made = s3_store(request.getfixturevalue(name))
+        made = s3_store(request.getfixturevalue(name), **ENCRYPTIONS[encryption])
     if layers:
         made = RetryLayer(MeterLayer(made, Requests()), deadline_s=30)
     yield made

@@ -113,6 +113,7 @@ def s3_volume(
     *,
     endpoint_url: str = "",
     small: bool = True,
+    encryption: dict[str, object] | None = None,
 ) -> Volume:
     """Make a volume of its own in a server's bucket, reached directly or through a proxy.
 
@@ -135,6 +136,8 @@ def s3_volume(
             "secret_key": "${AWS_SECRET_ACCESS_KEY}",
         },
     }
+    if encryption:
+        remote["encryption"] = encryption
     if small:
         remote |= {"connect_timeout": "1s", "read_timeout": "3s", "retry_deadline": "3s"}
     settings = dict(settings or {})

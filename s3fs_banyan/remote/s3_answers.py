@@ -1,0 +1,101 @@
+"""Reading the answers of S3: fields that must be there, ranges, times. Knows nothing of the SDK.
+
+An answer is a mapping with the names that S3 gives its fields. What is not there although S3
+always gives it was said by some stranger, a proxy's login page for one, and is not believed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import closing
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+from s3fs_banyan.errors import Unavailable
+from s3fs_banyan.remote.base import check_path
+from s3fs_banyan.runtime import monotonic_s
+
+_READ_PIECE_BYTES: Final = 1 << 20
+_READ_RATE_MIN: Final = 16 * 1024
+"""Bytes a second: a body that comes slower is given up, or a trickle would never end."""
+
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+def body_of(answer: Mapping[str, Any], what: str, timeout_s: float) -> bytes:
+    """Read the whole body, however it is cut into packets, or raise `Unavailable`.
+
+    `timeout_s` is for the first byte; the rest has to come at some speed.
+    """
+    expected = answer.get("ContentLength")
+    chunked = "transfer-encoding" in answer["ResponseMetadata"]["HTTPHeaders"]
+    if expected is None and not chunked:  # nothing would tell its end from a lost connection
+        raise Unavailable(f"{what}: a body without a length")
+    deadline_s = monotonic_s() + timeout_s + (expected or 0) / _READ_RATE_MIN
+    pieces = []
+    with closing(answer["Body"]) as body:
+        while piece := body.read(_READ_PIECE_BYTES):
+            pieces.append(piece)
+            if monotonic_s() > deadline_s:
+                raise Unavailable(f"{what}: the body came too slowly")
+    whole = b"".join(pieces)
+    if expected is not None and len(whole) != expected:
+        raise Unavailable(f"{what}: {len(whole)} bytes came of {expected}")
+    return whole
+
+
+def cut_range(
+    answer: Mapping[str, Any], body: bytes, offset: int, length: int | None, path: str
+) -> bytes:
+    """Return what was asked for; a server may ignore a range (RFC 9110, 14.2) and send all."""
+    content_range = answer.get("ContentRange")
+    if not content_range:
+        return body[offset:] if length is None else body[offset : offset + length]
+    match = _CONTENT_RANGE.fullmatch(content_range)
+    if match is None or match[3] == "*":
+        raise Unavailable(f"read {path}: the answer has the range {content_range!r}")
+    size = int(match[3])
+    end = size if length is None else min(size, offset + length)
+    if (int(match[1]), int(match[2]) + 1, len(body)) != (offset, end, end - offset):
+        raise Unavailable(
+            f"read {path}: bytes {offset} to {end} were asked for, {content_range!r} came with "
+            f"{len(body)} bytes"
+        )
+    return body
+
+
+def is_path(path: str) -> bool:
+    """Tell whether a key is one of ours; other tools leave directory markers."""
+    try:
+        check_path(path)
+    except ValueError:
+        return False
+    return True
+
+
+def unix_ns(moment: datetime) -> int:
+    """Return a time as Unix nanoseconds, exactly."""
+    return int(moment.replace(microsecond=0).timestamp()) * 10**9 + moment.microsecond * 1000
+
+
+def answered_ns(answer: Mapping[str, Any]) -> int | None:
+    """Return the store's own time of an answer, from its Date header, as Unix nanoseconds."""
+    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+    try:
+        return unix_ns(parsedate_to_datetime(date))
+    except (TypeError, ValueError):
+        return None
+
+
+def field_of(answer: Mapping[str, Any], name: str, what: str) -> Any:  # noqa: ANN401
+    """Return a field that S3 always gives; else the "200 OK" is some stranger's."""
+    if name not in answer:
+        raise Unavailable(f"{what}: the answer is not one of S3: it has no {name}")
+    return answer[name]
+
+
+def etag_of(answer: Mapping[str, Any], what: str) -> str:
+    """Return the ETag, without its quotes."""
+    return str(field_of(answer, "ETag", what)).strip('"')
