@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from s3fs_banyan.commit.local import LocalDirectory
+from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.journal.disk import Disk
 from s3fs_banyan.journal.log import JournalSettings
@@ -46,3 +47,5 @@ class Context:
     local: LocalDirectory
     volume: VolumeDescriptor
     settings: EngineSettings
+    cipher: Cipher | None = None
+    """None if the volume is not encrypted."""

@@ -210,6 +210,23 @@ class Remote(Section):
         return None
 
 
+class Encryption(Section):
+    """The key of a volume that is encrypted on the client's side; any one of them will do."""
+
+    passphrase: SecretStr | None = None
+    passphrase_file: Annotated[Path, AfterValidator(_check_absolute)] | None = None
+    key_file: Annotated[Path, AfterValidator(_check_absolute)] | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Tell whether there is a key."""
+        return any((self.passphrase, self.passphrase_file, self.key_file))
+
+    @field_serializer("passphrase")
+    def _hide(self, secret: SecretStr | None) -> str | None:
+        return None if secret is None else HIDDEN
+
+
 class Storage(Section):
     """The remote half of the volume."""
 
@@ -314,6 +331,7 @@ class Config(Section):
     """All settings of one mount."""
 
     storage: Storage = Field(default_factory=Storage)
+    encryption: Encryption = Field(default_factory=Encryption)
     durability: Literal["local", "remote"] = "local"
     commit: Commit = Field(default_factory=Commit)
     journal: Journal = Field(default_factory=Journal)
@@ -339,7 +357,10 @@ class Config(Section):
     def secrets(self) -> tuple[str, ...]:
         """Return the secrets in clear, for one purpose: to be registered with the log."""
         credentials = self.storage.remote.credentials
-        found = (credentials.access_key, credentials.secret_key, credentials.session_token)
+        found = (
+            *(credentials.access_key, credentials.secret_key, credentials.session_token),
+            self.encryption.passphrase,
+        )
         return tuple(secret.get_secret_value() for secret in found if secret is not None)
 
 
