@@ -327,6 +327,9 @@ WRONG_VALUES = {
     "storage.remote.credentials.access_key": [("5", TEXT_FAULT)],
     "storage.remote.credentials.secret_key": [("[a]", TEXT_FAULT)],
     "storage.remote.credentials.session_token": [("true", TEXT_FAULT)],
+    "encryption.passphrase": [("5", TEXT_FAULT)],
+    "encryption.passphrase_file": [("secret", PATH_FAULT), ("[x]", "expected a path")],
+    "encryption.key_file": [("secret", PATH_FAULT)],
     "durability": [("both", "expected 'local' or 'remote'")],
     "commit.interval": [("0.9s", "must be at least 1s"), (".nan", TIME_FAULT)],
     "commit.inline_max": [("7MiB", "must be at most 6MiB"), ("4M", SIZE_FAULT)],
@@ -405,7 +408,9 @@ def test_unreadable_file_is_named(
 
 def test_secrets_are_in_no_view_of_the_settings(tmp_path: Path) -> None:
     """`status`, a traceback and a debug log all show settings."""
-    config = load(tmp_path, MISSION_EXAMPLE, AWS_ACCESS_KEY="AKIA1", AWS_SECRET_KEY=SECRET)
+    text = f"{MISSION_EXAMPLE}\nencryption: {{passphrase: '${{P}}'}}\n"
+    config = load(tmp_path, text, AWS_ACCESS_KEY="AKIA1", AWS_SECRET_KEY=SECRET, P=SECRET + "2")
+    assert set(config.secrets()) == {"AKIA1", SECRET, SECRET + "2"}
     views = [repr(config), str(config), json.dumps(config.public_dict())]
     views += [config.model_dump_json(), str(config.model_dump())]
     assert not any(SECRET in view or "AKIA1" in view for view in views)
@@ -424,6 +429,8 @@ def test_secrets_are_in_no_view_of_the_settings(tmp_path: Path) -> None:
         f"storage:\n  remote:\n    secret_key: {SECRET}\n",
         f"storage:\n  remote:\n    bucket: s3://{SECRET}\n    credentials: {SECRET}\n",
         f"storage: {{remote: {{credentials: {{secret_key: [{SECRET}]}}}}}}\n",
+        f"encryption: {SECRET}\n",
+        f"encryption: {{passphrase: [{SECRET}], key_file: {SECRET}}}\n",
         f"secret: {SECRET}: {SECRET}\n",
         f"secret: *{SECRET}\n",
         f"secret: &{SECRET}\n",
