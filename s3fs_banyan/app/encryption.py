@@ -152,8 +152,13 @@ def rekey(
     `UsageError` if the present key does not fit, or another one was faster.
     """
     check_new_secrets(new)
-    present = read_keyring(store, volume)
-    data_key = _unwrapped(present, volume, find_secrets(settings))
+    found = unlock(store, volume, settings)
+    if found is None:
+        raise UsageError(
+            f"volume {volume.volume_id} is not encrypted: mkfs --encrypt makes one",
+            exit_code=ExitCode.KEY,
+        )
+    data_key, present = found
     made = _wrapped(data_key, volume, present.generation + 1, new, runtime)
     if keep:
         slots = (*present.slots, *made.slots)

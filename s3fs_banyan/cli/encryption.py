@@ -124,11 +124,6 @@ def rekey_volume(
     remote = connect(url, found)
     try:
         volume = read_volume(remote)
-        if not volume.is_encrypted:
-            raise UsageError(
-                f"volume {volume.volume_id} is not encrypted: mkfs --encrypt makes one",
-                exit_code=ExitCode.KEY,
-            )
         found = ask_passphrase(found, volume)
         given = Encryption(
             passphrase_file=new_passphrase_file and new_passphrase_file.absolute(),

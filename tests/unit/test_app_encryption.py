@@ -240,7 +240,7 @@ def test_a_passphrase_opens_as_typed_and_from_a_file(
         (b"one\ntwo\n", "passphrase_file", "one line"),
         (b"x" * 5000, "passphrase_file", "one line"),
     ],
-    ids=str,
+    ids=["short", "long", "missing", "empty", "two lines", "long line"],
 )
 def test_a_file_that_holds_no_key_is_named(
     content: bytes | None, field: str, why: str, tmp_path: Path

@@ -97,8 +97,9 @@ def test_nothing_shows_a_secret() -> None:
 def test_a_slot_that_cannot_be_used_is_damage(change: dict[str, object], why: str) -> None:
     """The numbers say how much this machine is to work: they are bounded before it begins."""
     body = open_json(encode_keyring(_keyring(WORD)), "keyring", 1, "k")
-    (slot,) = body["slots"]  # type: ignore[misc]  # a list of one
-    stored = seal_json({**body, "slots": [{**slot, **change}]})
+    slots = body["slots"]
+    assert isinstance(slots, list)
+    stored = seal_json({**body, "slots": [{**slots[0], **change}]})
     with pytest.raises(Corrupt, match=why):
         decode_keyring(stored, "k")
 
@@ -108,6 +109,7 @@ def test_a_keyring_of_a_newer_version_is_refused() -> None:
     body = open_json(encode_keyring(_keyring(FILE)), "keyring", 1, "k")
     with pytest.raises(UnsupportedVersion):
         decode_keyring(seal_json({**body, "version": 2}), "k")
-    for slots in ([], [body["slots"][0]] * 9):  # type: ignore[index]  # a list
+    assert isinstance(body["slots"], list)
+    for slots in ([], [body["slots"][0]] * 9):
         with pytest.raises(Corrupt, match="malformed"):
             decode_keyring(seal_json({**body, "slots": slots}), "k")
