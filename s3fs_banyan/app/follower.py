@@ -276,6 +276,7 @@ def follower_status(request: MountRequest, follower: Follower) -> dict[str, obje
         "mountpoint": str(request.mountpoint),
         "store": request.url,
         "volume_id": follower.volume.volume_id,
+        "encrypted": follower.volume.is_encrypted,
         "cache_dir": str(request.cache_dir or ""),
         "online": follower.online,
         "read_only": "",

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import shutil
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ import snappy
 from s3fs_banyan.errors import ExitCode
 from tests.kernel.background import Background
 from tests.kernel.conftest import MakeMount
-from tests.kernel.mounts import Mount, Settings, Volume, file_volume
+from tests.kernel.mounts import PROGRAM, Mount, Settings, Volume, file_volume
 from tests.servers import SeaweedServer
 
 if TYPE_CHECKING:
@@ -248,3 +250,55 @@ def test_a_key_is_changed_under_a_living_mount(command: Background) -> None:
     place = command.mount("mnt", "-o", f"key-file={directory / 'new'}")
     check_files(place)
     assert (place / "more").read_bytes() == b"more"
+
+
+def type_to(words: list[str], answers: list[str]) -> tuple[int, str]:
+    """Run a command at a terminal, type an answer at each prompt; returns (exit code, shown)."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", *PROGRAM, *words], stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    shown, prompt, left = b"", b"", list(answers)
+    with open(ours, "r+b", buffering=0) as terminal:  # noqa: PTH123  # a descriptor
+        while True:
+            try:
+                data = terminal.read(4096)
+            except OSError:  # the other end is closed: a terminal says EIO
+                break
+            if not data:
+                break
+            shown, prompt = shown + data, prompt + data
+            if left and prompt.rstrip().endswith(b":"):
+                prompt = b""
+                terminal.write(left.pop(0).encode() + b"\n")
+    return process.wait(60), shown.decode()
+
+
+def test_a_passphrase_is_typed_and_shown_nowhere(tmp_path: Path) -> None:
+    """It reaches the daemon by a pipe: no argument, no variable, no file ever holds it."""
+    store, typed = f"file://{tmp_path / 'store'}", "what a person types"
+    code, shown = type_to(["mkfs", store, "--encrypt"], [typed, typed])
+    assert code == 0, shown
+    code, wrong = type_to(["ls", store], ["what nobody set"])
+    assert code == ExitCode.KEY, wrong
+    volume = Volume(url=store, directory=tmp_path)
+    background = Background(volume)
+    place = background.place("mnt")
+    local = ["--cache-dir", str(tmp_path / "cache"), "--config", str(background.config)]
+    try:
+        code, mounted = type_to(["mount", store, str(place), *local], [typed])
+        assert code == 0, mounted
+        background.adopt(place)
+        pid = background.status(place)["writer"]["pid"]
+        process = Path("/proc") / str(pid)
+        known = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        status = background.run("status", str(place), "--json").stdout
+        assert '"encrypted": true' in status
+        log = (tmp_path / "cache" / "log").read_text("utf-8")
+        for text in (shown, wrong, mounted, status, log, known.decode(errors="replace")):
+            assert typed not in text
+        assert background.run("umount", str(place)).returncode == 0
+    finally:
+        background.close()
+    assert not any(typed.encode() in data for data in files_below(tmp_path).values())
