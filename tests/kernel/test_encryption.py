@@ -269,7 +269,8 @@ def type_to(words: list[str], answers: list[str]) -> tuple[int, str]:
             if not data:
                 break
             shown, prompt = shown + data, prompt + data
-            if left and prompt.rstrip().endswith(b":"):
+            # The space comes when the terminal listens; what was typed before it is dropped.
+            if left and prompt.endswith(b": "):
                 prompt = b""
                 terminal.write(left.pop(0).encode() + b"\n")
     return process.wait(60), shown.decode()
