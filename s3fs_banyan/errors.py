@@ -40,6 +40,8 @@ class ExitCode(IntEnum):
     """The volume needs a newer release."""
     DAEMON = 11
     """No daemon answers for this mount point, or it ended while it worked."""
+    KEY = 12
+    """The volume is encrypted and its key is missing or wrong; or it is plain against a key."""
 
 
 class BanyanFSError(Exception):

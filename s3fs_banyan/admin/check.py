@@ -22,10 +22,12 @@ from s3fs_banyan.admin.check_chunks import ExpectedChunk, check_chunks, check_pa
 from s3fs_banyan.admin.check_state import check_state, count_inodes
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.errors import Corrupt, DataError, ObjectMissing
-from s3fs_banyan.format.blob import decode_blob
+from s3fs_banyan.format.blob import PIECE_PLACE, decode_blob, delta_place, placements_place
 from s3fs_banyan.format.checkpoint import CheckpointManifest
 from s3fs_banyan.format.checksum import sha256_hex
 from s3fs_banyan.format.commit import NO_DIGEST, CommitFooter, commit_sections
+from s3fs_banyan.format.encryption import Cipher
+from s3fs_banyan.format.keyring import decode_keyring
 from s3fs_banyan.format.keys import (
     CHECKPOINT_PIECE_PREFIX,
     PROBE_PREFIX,
@@ -35,6 +37,7 @@ from s3fs_banyan.format.keys import (
     log_delta_key,
     log_key,
     parse_checkpoint_key,
+    parse_keyring_key,
     parse_log_delta_key,
     parse_log_key,
     parse_pack_key,
@@ -89,15 +92,21 @@ class Check:
         store: RemoteFileSystem,
         volume: VolumeDescriptor,
         scratch: Path,
+        cipher: Cipher | None,
         on_progress: OnProgress = lambda done, total, key: None,
     ) -> None:
-        """`scratch` is an empty directory for the state's database."""
+        """`scratch` is an empty directory for the state's database.
+
+        `cipher` is None for a volume that is not encrypted.
+        """
         self.summary = Summary()
         self._store = store
         self._volume = volume
         self._scratch = scratch
         self._on_progress = on_progress
-        self._log_store = CommitLog(store, scratch)
+        self._cipher = cipher
+        self._log_store = CommitLog(store, scratch, cipher)
+        self._keyring = ""
         self._log = _Log()
         self._manifests: dict[int, CheckpointManifest] = {}
         self._listed: dict[str, FileMeta] = {}
@@ -170,7 +179,9 @@ class Check:
             yield from self._check_delta(key)
         elif parse_pack_key(key) is not None:
             self.summary.packs += 1
-            for why in check_pack(self._store.read(key), key, self._expected.get(key, [])):
+            for why in check_pack(
+                self._store.read(key), key, self._expected.get(key, []), self._cipher
+            ):
                 yield Finding(kind="damaged", key=key, why=why)
             if self._pack_keys is not None and key not in self._pack_keys:
                 yield Finding(kind="orphan", key=key, why="no commit names it (yet)")
@@ -182,6 +193,8 @@ class Check:
             decode_volume(self._store.read(key), key)
         elif key == WRITER:
             decode_heartbeat(self._store.read(key), key)
+        elif parse_keyring_key(key) is not None:
+            yield from self._check_keyring(key)
         elif not key.startswith((PROBE_PREFIX, "snapshot/", "pin/")):
             yield Finding(kind="orphan", key=key, why="it is no object of a volume")
 
@@ -195,14 +208,14 @@ class Check:
         if footer.delta_hash:
             self._log.deltas[log_delta_key(seq, footer.delta_hash)] = footer.delta_hash
         inline = memoryview(stored.data)[: footer.inline_length]
-        for why in check_chunks(inline, key, self._expected.get(key, [])):
+        for why in check_chunks(inline, key, self._expected.get(key, []), self._cipher):
             yield Finding(kind="damaged", key=key, why=why)
         if footer.is_fence:
             return
         delta, placements = commit_sections(stored.data, footer)
         if not footer.delta_hash:
-            self._check_database(delta, key, "delta")
-        self._check_database(placements, key, "placements")
+            self._check_database(delta, key, "delta", seq)
+        self._check_database(placements, key, "placements", seq)
 
     def _check_delta(self, key: str) -> Iterator[Finding]:
         """A delta that lies beside its commit; its commit comes first in the list."""
@@ -214,14 +227,15 @@ class Check:
             yield Finding(
                 kind="damaged", key=key, why="its hash differs from the one in its commit"
             )
-        self._check_database(data, key, "delta")
+        self._check_database(data, key, "delta", parse_log_delta_key(key) or 0)
 
     def _check_database(
-        self, blob: bytes | memoryview, key: str, section: Literal["delta", "placements"]
+        self, blob: bytes | memoryview, key: str, section: Literal["delta", "placements"], seq: int
     ) -> None:
         """Decode one section of a commit and open the database in it; raises `Corrupt`."""
         path = self._scratch / "section.read"
-        path.write_bytes(decode_blob(blob, key))
+        place = delta_place(seq) if section == "delta" else placements_place(seq)
+        path.write_bytes(decode_blob(blob, key, self._cipher, place=place))
         try:
             check_commit(
                 path if section == "delta" else None, path if section == "placements" else None, key
@@ -241,7 +255,7 @@ class Check:
                 for piece in self._log_store.read_pieces(manifest):
                     digest.update(piece)
                     file.write(piece)
-            if digest.hexdigest() != manifest.database_hash:
+            if self._log_store.hash_name(digest.hexdigest()) != manifest.database_hash:
                 raise Corrupt("checkpoint", key, "its pieces do not make its database")
             restored = restore_committed(
                 target, source, vfs=None, volume_id=self._volume.volume_id, key=key
@@ -262,7 +276,19 @@ class Check:
         if sha256_hex(data) != key.removeprefix(CHECKPOINT_PIECE_PREFIX):
             yield Finding(kind="damaged", key=key, why="its bytes differ from its name")
         else:
-            decode_blob(data, key)
+            decode_blob(data, key, self._cipher, place=PIECE_PLACE)
+
+    def _check_keyring(self, key: str) -> Iterator[Finding]:
+        keyring = decode_keyring(self._store.read(key), key)
+        if not self._volume.is_encrypted or keyring.volume_id != self._volume.volume_id:
+            yield Finding(kind="orphan", key=key, why="it is another volume's, made by mkfs")
+        elif keyring.generation != parse_keyring_key(key):
+            yield Finding(kind="damaged", key=key, why="it is of another generation")
+        else:  # they are listed in ascending order
+            if self._keyring:
+                why = "a newer one counts: rekey deletes it"
+                yield Finding(kind="orphan", key=self._keyring, why=why)
+            self._keyring = key
 
     # --- what objects say of each other --------------------------------------------------
 

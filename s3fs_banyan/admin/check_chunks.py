@@ -12,6 +12,7 @@ from s3fs_banyan.format.chunk import (
     decode_frame_table,
     header_bytes,
 )
+from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.pack import decode_pack_tail, tail_bytes
 
 
@@ -34,11 +35,13 @@ class FoundChunk(NamedTuple):
     frames: bytes
 
 
-def check_pack(data: bytes, key: str, expected: Sequence[ExpectedChunk]) -> Iterator[str]:
+def check_pack(
+    data: bytes, key: str, expected: Sequence[ExpectedChunk], cipher: Cipher | None
+) -> Iterator[str]:
     """Yield what is wrong with a pack. Raises `Corrupt` if its index cannot be read."""
     entries = decode_pack_tail(data, len(data), key)
     body = memoryview(data)[: len(data) - tail_bytes(len(entries))]
-    found = yield from check_chunks(body, key, expected)
+    found = yield from check_chunks(body, key, expected, cipher)
     indexed = {(e.offset, e.chunk, e.length, e.stored_length) for e in entries}
     there = {(offset, c.chunk, c.length, c.stored_length) for offset, c in found.items()}
     for offset, chunk, *_ in sorted(indexed ^ there):
@@ -46,7 +49,7 @@ def check_pack(data: bytes, key: str, expected: Sequence[ExpectedChunk]) -> Iter
 
 
 def check_chunks(
-    data: memoryview, key: str, expected: Sequence[ExpectedChunk]
+    data: memoryview, key: str, expected: Sequence[ExpectedChunk], cipher: Cipher | None
 ) -> Generator[str, None, dict[int, FoundChunk]]:
     """Yield what is wrong with the chunks that fill `data`; return them by offset.
 
@@ -66,7 +69,7 @@ def check_chunks(
             offset = next(behind, len(data))
             continue
         found[offset] = chunk
-        yield from _decode_frames(chunk, data[offset : offset + chunk.stored_length], key)
+        yield from _decode_frames(chunk, data[offset : offset + chunk.stored_length], key, cipher)
         offset += chunk.stored_length
     if offset > len(data):
         yield f"the last chunk ends {offset - len(data)} bytes behind the end"
@@ -86,11 +89,13 @@ def _decode_header(stored: memoryview, key: str) -> FoundChunk:
     return FoundChunk(chunk, length, stored_length, table)
 
 
-def _decode_frames(chunk: FoundChunk, stored: memoryview, key: str) -> Iterator[str]:
+def _decode_frames(
+    chunk: FoundChunk, stored: memoryview, key: str, cipher: Cipher | None
+) -> Iterator[str]:
     for index, frame in enumerate(decode_frame_table(chunk.chunk, chunk.length, chunk.frames)):
         end = frame.offset + frame.stored_length
         try:
-            decode_frame(chunk.chunk, index, frame, stored[frame.offset : end], key)
+            decode_frame(chunk.chunk, index, frame, stored[frame.offset : end], key, cipher)
         except DataError as error:
             yield _why(error)
 

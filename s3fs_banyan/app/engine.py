@@ -51,7 +51,7 @@ class Engine:
         self.worker = worker
         self.cache = cache
         self.writer = writer
-        log_store = CommitLog(ctx.store, ctx.local.outbox)
+        log_store = CommitLog(ctx.store, ctx.local.outbox, ctx.cipher)
         objects = ObjectReader(
             store=ctx.store, cache=cache, runtime=ctx.runtime, metrics=ctx.metrics
         )
@@ -63,6 +63,7 @@ class Engine:
             metrics=ctx.metrics,
             ram_bytes=ctx.settings.ram_bytes,
             local_packs=BasePacks(ctx.disk, ctx.local.base_packs),
+            cipher=ctx.cipher,
         )
         state.recent = self.reader.recent
         self.checkpointer = Checkpointer(ctx, state, log_store)

@@ -21,6 +21,7 @@ import trio
 from s3fs_banyan import __version__
 from s3fs_banyan.app.build import connect
 from s3fs_banyan.app.control import Progress, serve_control
+from s3fs_banyan.app.encryption import open_cipher
 from s3fs_banyan.app.mount import MountRequest
 from s3fs_banyan.app.view import CommittedChunks
 from s3fs_banyan.app.volume import read_volume
@@ -38,6 +39,7 @@ from s3fs_banyan.data.cache import DiskBlockCache
 from s3fs_banyan.data.objects import ObjectReader
 from s3fs_banyan.data.reader import Reader
 from s3fs_banyan.errors import DataError, ObjectMissing, StoreError
+from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.fuse import FOLLOWER_TIMEOUT_S, Operations, serve
 from s3fs_banyan.journal.disk import DirectoryLock
@@ -68,7 +70,12 @@ class Follower:
     """The state that is followed. One event loop; `open` and `follow` work in threads."""
 
     def __init__(
-        self, request: MountRequest, store: RemoteFileSystem, volume: VolumeDescriptor, root: Path
+        self,
+        request: MountRequest,
+        store: RemoteFileSystem,
+        volume: VolumeDescriptor,
+        root: Path,
+        cipher: Cipher | None,
     ) -> None:
         self.online = True
         self.last_error = ""
@@ -76,7 +83,7 @@ class Follower:
         self.volume = volume
         self._runtime = RealRuntime()
         self._root = root
-        self._log = CommitLog(store, root)
+        self._log = CommitLog(store, root, cipher)
         self._generation = 0
         self.committed = self._load()
         tree, extents = self._tables()
@@ -95,6 +102,7 @@ class Follower:
             runtime=self._runtime,
             metrics=self.metrics,
             ram_bytes=config.ram_bytes,
+            cipher=cipher,
         )
         self.filesystem = FollowerFileSystem(
             tree=tree,
@@ -168,13 +176,14 @@ def run_read_only_mount(request: MountRequest, on_ready: Callable[[], None]) -> 
     store = connect(request.url, request.config)
     try:
         volume = read_volume(store)
+        cipher = open_cipher(store, volume, request.config.encryption)
         root = request.cache_dir or request.config.cache.directory / f"{volume.volume_id}.follower"
         local = LocalDirectory(root=root)
         local.make()
         lock = DirectoryLock(local.lock)
         try:
             _claim(local, volume)
-            follower = Follower(request, store, volume, root)
+            follower = Follower(request, store, volume, root, cipher)
             try:
                 with serve_metrics(follower.metrics, request.config.metrics.address):
                     trio.run(_run, request, follower, on_ready)
@@ -267,6 +276,7 @@ def follower_status(request: MountRequest, follower: Follower) -> dict[str, obje
         "mountpoint": str(request.mountpoint),
         "store": request.url,
         "volume_id": follower.volume.volume_id,
+        "encrypted": follower.volume.is_encrypted,
         "cache_dir": str(request.cache_dir or ""),
         "online": follower.online,
         "read_only": "",

@@ -20,6 +20,7 @@ import trio
 
 from s3fs_banyan.app.build import connect, default_cache_directory, engine_settings, store_options
 from s3fs_banyan.app.control import Command, Progress, serve_control
+from s3fs_banyan.app.encryption import unlock
 from s3fs_banyan.app.engine import Engine, open_engine
 from s3fs_banyan.app.explain import explain_in_mount
 from s3fs_banyan.app.status import engine_status
@@ -34,6 +35,7 @@ from s3fs_banyan.commit.local import (
     load_identity,
     load_local_volume,
     store_identity,
+    store_local_keyring,
     store_local_volume,
 )
 from s3fs_banyan.commit.worker import WorkerProcess
@@ -95,11 +97,15 @@ def run_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:
     metrics = Metrics()
     store = connect(request.url, request.config, metrics)
     volume, local, online = _find_volume(request, store)
+    unlocked = unlock(store, volume, request.config.encryption, local, online=online)
+    data_key = unlocked[0] if unlocked else None
     local.make()
     lock = DirectoryLock(local.lock)
     try:
         identity = _claim_directory(local, volume, runtime)
         if online:
+            if unlocked:
+                store_local_keyring(local, unlocked[1])
             store_local_volume(local, volume, request.url)
             check_create_if_absent(store, runtime)
             if not request.takeover:
@@ -112,6 +118,7 @@ def run_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:
             local=local,
             volume=volume,
             settings=engine_settings(request.config),
+            cipher=data_key.cipher() if data_key else None,
         )
         ctx.disk.make_directory(local.journal)
         local.empty_outbox()
@@ -267,6 +274,7 @@ def _worker_setup(request: MountRequest, ctx: Context) -> dict[str, object]:
         "log_level": config.log.level,
         "log_format": config.log.format,
         "nice": 5,
+        "cipher": ctx.cipher.plain_values() if ctx.cipher else None,
     }
 
 

@@ -21,6 +21,7 @@ def engine_status(engine: Engine, url: str, mountpoint: Path, config: Config) ->
         "mountpoint": str(mountpoint),
         "store": url,
         "volume_id": ctx.volume.volume_id,
+        "encrypted": ctx.volume.is_encrypted,
         "cache_dir": str(ctx.local.root),
         "durability": "remote" if ctx.settings.durability_remote else "local",
         "online": state.online,

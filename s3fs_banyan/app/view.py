@@ -18,6 +18,7 @@ from s3fs_banyan.data.blocks import MemoryBlockCache
 from s3fs_banyan.data.objects import ObjectReader
 from s3fs_banyan.data.reader import Reader
 from s3fs_banyan.errors import ExitCode, FSError, UsageError
+from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.meta.committed import Committed
 from s3fs_banyan.meta.extents import Extents
@@ -96,7 +97,9 @@ class Entry:
 class View:
     """A volume at one commit. Made by `open_view`; one event loop."""
 
-    def __init__(self, committed: Committed, store: RemoteFileSystem) -> None:
+    def __init__(
+        self, committed: Committed, store: RemoteFileSystem, cipher: Cipher | None
+    ) -> None:
         self.head = committed.head
         self.committed = committed
         runtime, metrics = RealRuntime(), Metrics()
@@ -119,6 +122,7 @@ class View:
                 runtime=runtime,
                 metrics=metrics,
                 ram_bytes=_RAM_BYTES,
+                cipher=cipher,
             ),
             state=None,
             capacity_bytes=1 << 62,
@@ -207,15 +211,15 @@ def _no_such(path: bytes, why: str) -> UsageError:
 
 @contextmanager
 def open_view(
-    store: RemoteFileSystem, volume: VolumeDescriptor, scratch_dir: Path
+    store: RemoteFileSystem, volume: VolumeDescriptor, scratch_dir: Path, cipher: Cipher | None
 ) -> Iterator[View]:
     """Load the volume's newest state; `scratch_dir` holds its database for as long.
 
     Raises the store's errors, `Corrupt` and `UnsupportedVersion`.
     """
-    log = CommitLog(store, scratch_dir)
+    log = CommitLog(store, scratch_dir, cipher)
     committed = log.load(scratch_dir / "committed.db", vfs=None, volume=volume)
     try:
-        yield View(committed, store)
+        yield View(committed, store, cipher)
     finally:
         committed.close()

@@ -15,13 +15,17 @@ import trio
 import typer
 
 from s3fs_banyan.app.build import connect
+from s3fs_banyan.app.encryption import open_cipher
 from s3fs_banyan.app.view import Entry, View, open_view
 from s3fs_banyan.app.volume import read_volume
 from s3fs_banyan.cli.copying import copy_out
+from s3fs_banyan.cli.encryption import ask_passphrase
 from s3fs_banyan.cli.options import (
     ConfigOption,
     EndpointOption,
     JsonOption,
+    KeyFileOption,
+    PassphraseFileOption,
     RegionOption,
     settings,
     take_store,
@@ -47,9 +51,11 @@ def view_of(url: str, config: Config) -> Iterator[View]:
     store = connect(url, config)
     try:
         volume = read_volume(store)
+        encryption = ask_passphrase(config, volume).encryption
+        cipher = open_cipher(store, volume, encryption)
         with (
             tempfile.TemporaryDirectory(prefix="s3fs-banyan-") as scratch,
-            open_view(store, volume, Path(scratch)) as view,
+            open_view(store, volume, Path(scratch), cipher) as view,
         ):
             yield view
     finally:
@@ -68,6 +74,8 @@ def ls(
     recursive: Annotated[bool, typer.Option("-R", help="Everything below as well.")] = False,
     json: JsonOption = False,
     config: ConfigOption = None,
+    passphrase_file: PassphraseFileOption = None,
+    key_file: KeyFileOption = None,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
 ) -> None:
@@ -80,7 +88,13 @@ def ls(
     * `s3fs-banyan ls file:///srv/volume`
     * `s3fs-banyan ls -l s3://backup/banyandb measure/data`
     """
-    found = settings(config, endpoint_url=endpoint_url, region=region)
+    found = settings(
+        config,
+        endpoint_url=endpoint_url,
+        region=region,
+        passphrase_file=passphrase_file,
+        key_file=key_file,
+    )
     url, rest = take_store(words or [], found, "s3fs-banyan ls [STORE] [PATH]", range(2))
     with view_of(url, found) as view:
         top = view.find(os.fsencode(rest[0] if rest else ""))
@@ -142,6 +156,8 @@ def _as_json(view: View, entry: Entry) -> dict[str, Any]:
 def cat(
     words: Annotated[list[str], typer.Argument(metavar="[STORE] PATH", help=_WORDS_HELP)],
     config: ConfigOption = None,
+    passphrase_file: PassphraseFileOption = None,
+    key_file: KeyFileOption = None,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
 ) -> None:
@@ -151,7 +167,13 @@ def cat(
 
     * `s3fs-banyan cat file:///srv/volume measure/metadata.json`
     """
-    found = settings(config, endpoint_url=endpoint_url, region=region)
+    found = settings(
+        config,
+        endpoint_url=endpoint_url,
+        region=region,
+        passphrase_file=passphrase_file,
+        key_file=key_file,
+    )
     url, (path,) = take_store(words, found, "s3fs-banyan cat [STORE] PATH", range(1, 2))
     with view_of(url, found) as view:
         entry = view.find(os.fsencode(path))
@@ -178,6 +200,8 @@ def cp(
     ] = False,
     json: JsonOption = False,
     config: ConfigOption = None,
+    passphrase_file: PassphraseFileOption = None,
+    key_file: KeyFileOption = None,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
 ) -> None:
@@ -190,7 +214,13 @@ def cp(
     * `s3fs-banyan cp file:///srv/volume measure/metadata.json .`
     * `s3fs-banyan cp -r s3://backup/banyandb measure /tmp/rescued`
     """
-    found = settings(config, endpoint_url=endpoint_url, region=region)
+    found = settings(
+        config,
+        endpoint_url=endpoint_url,
+        region=region,
+        passphrase_file=passphrase_file,
+        key_file=key_file,
+    )
     usage = "s3fs-banyan cp [-r] [STORE] PATH LOCAL_DEST"
     url, (path, destination) = take_store(words, found, usage, range(2, 3))
     with view_of(url, found) as view:
@@ -228,6 +258,8 @@ def tree(
     ] = None,
     json: JsonOption = False,
     config: ConfigOption = None,
+    passphrase_file: PassphraseFileOption = None,
+    key_file: KeyFileOption = None,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
 ) -> None:
@@ -237,7 +269,13 @@ def tree(
 
     * `s3fs-banyan tree file:///srv/volume measure`
     """
-    found = settings(config, endpoint_url=endpoint_url, region=region)
+    found = settings(
+        config,
+        endpoint_url=endpoint_url,
+        region=region,
+        passphrase_file=passphrase_file,
+        key_file=key_file,
+    )
     url, rest = take_store(words or [], found, "s3fs-banyan tree [STORE] [PATH]", range(2))
     with view_of(url, found) as view:
         top = view.find(os.fsencode(rest[0] if rest else ""))

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from s3fs_banyan import __version__
-from s3fs_banyan.cli import browse, explain, mounting, running, volume
+from s3fs_banyan.cli import browse, encryption, explain, mounting, running, volume
 from s3fs_banyan.cli.output import print_line, say
 from s3fs_banyan.errors import BanyanFSError, ExitCode
 from s3fs_banyan.observe import setup_logging
@@ -61,6 +61,7 @@ mounting.register(app)
 running.register(app)
 browse.register(app)
 explain.register(app)
+encryption.register(app)
 
 
 def main() -> None:

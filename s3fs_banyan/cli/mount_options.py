@@ -64,10 +64,12 @@ class MountOptions:
     endpoint_url: str | None = None
     region: str | None = None
     metrics_address: str | None = None
+    passphrase_file: Path | None = None
+    key_file: Path | None = None
 
 
 _FLAGS: Final = {"read_only", "takeover", "accept_loss"}
-_PATHS: Final = {"config", "cache_dir"}
+_PATHS: Final = {"config", "cache_dir", "passphrase_file", "key_file"}
 _OPTIONS: Final = tuple(MountOptions.__dataclass_fields__)
 
 

@@ -22,10 +22,12 @@ from typing import Annotated, Final
 import typer
 
 from s3fs_banyan.app.build import connect, default_cache_directory
+from s3fs_banyan.app.encryption import unlock
 from s3fs_banyan.app.follower import run_read_only_mount
 from s3fs_banyan.app.mount import MountRequest, run_mount
 from s3fs_banyan.app.volume import read_volume
 from s3fs_banyan.cli.asking import control_answers
+from s3fs_banyan.cli.encryption import ask_passphrase, with_passphrase
 from s3fs_banyan.cli.mount_options import (
     AcceptLossOption,
     CacheDirOption,
@@ -39,8 +41,17 @@ from s3fs_banyan.cli.mount_options import (
     TakeoverOption,
     parse_mount_options,
 )
-from s3fs_banyan.cli.options import ConfigOption, EndpointOption, RegionOption, settings, take_store
+from s3fs_banyan.cli.options import (
+    ConfigOption,
+    EndpointOption,
+    KeyFileOption,
+    PassphraseFileOption,
+    RegionOption,
+    settings,
+    take_store,
+)
 from s3fs_banyan.cli.output import print_line
+from s3fs_banyan.commit.local import LocalDirectory, load_local_volume
 from s3fs_banyan.config import Config
 from s3fs_banyan.errors import ExitCode, StoreError, UsageError
 from s3fs_banyan.kernel import check_mountpoint, mount_source, unmount
@@ -78,11 +89,14 @@ def mount(
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     metrics_address: MetricsAddressOption = None,
+    passphrase_file: PassphraseFileOption = None,
+    key_file: KeyFileOption = None,
     options: Annotated[
         list[str] | None,
         typer.Option("-o", metavar="KEY=VALUE,...", help="The same, as mount(8) says it."),
     ] = None,
     ready_fd: Annotated[int, typer.Option(hidden=True)] = -1,
+    passphrase_fd: Annotated[int, typer.Option(hidden=True)] = -1,
     failpoint: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Mount a volume.
@@ -110,9 +124,15 @@ def mount(
         "endpoint_url": endpoint_url,
         "region": region,
         "metrics_address": metrics_address,
+        "passphrase_file": passphrase_file,
+        "key_file": key_file,
     }
     given = replace(given, **{name: value for name, value in typed.items() if value})  # type: ignore[arg-type]
     request = _request(words, given, failpoint)
+    if passphrase_fd >= 0:
+        request = _typed_for_the_daemon(request, passphrase_fd)
+    elif ready_fd < 0:
+        request = _with_key(request, is_daemon_next=not foreground)
     if foreground:
         run = run_read_only_mount if given.read_only else run_mount
         _serve(request, run, ready_fd=ready_fd, debug=bool(context.obj))
@@ -126,6 +146,8 @@ def _request(words: list[str], given: MountOptions, failpoint: str) -> MountRequ
         given.config,
         endpoint_url=given.endpoint_url,
         region=given.region,
+        passphrase_file=given.passphrase_file,
+        key_file=given.key_file,
         cache__size=given.cache_size,
         durability=given.durability,
         commit__interval=given.commit_interval,
@@ -183,6 +205,39 @@ def _volume_id(url: str, config: Config) -> str:
         return read_volume(store).volume_id
     finally:
         store.close()
+
+
+def _with_key(request: MountRequest, *, is_daemon_next: bool) -> MountRequest:
+    """Ask for a passphrase where one is needed, and refuse a wrong key before anything is made.
+
+    A local directory that is there already is not changed by a daemon that is refused.
+    """
+    config, local = request.config, LocalDirectory(root=request.cache_dir or Path())
+    is_new = not (local.root / "identity.json").exists()
+    is_to_be_asked = sys.stdin.isatty() and not config.encryption.is_given
+    known = None if is_new else load_local_volume(local)
+    if known is not None:
+        config = ask_passphrase(config, known)
+    elif is_to_be_asked or (is_new and is_daemon_next):
+        store = connect(request.url, config)
+        try:
+            volume = read_volume(store)
+            config = ask_passphrase(config, volume)
+            unlock(store, volume, config.encryption)
+        except StoreError as error:
+            if not error.retryable:
+                raise
+            logger.debug("the key is not checked yet: %s", error)
+        finally:
+            store.close()
+    return replace(request, config=config)
+
+
+def _typed_for_the_daemon(request: MountRequest, fd: int) -> MountRequest:
+    """Take the passphrase that a person typed to the command that started this daemon."""
+    with os.fdopen(fd, "rb") as pipe:
+        passphrase = pipe.read().decode("utf-8", "surrogateescape")
+    return replace(request, config=with_passphrase(request.config, passphrase))
 
 
 def _clear_dead_mount(place: Path) -> None:
@@ -246,25 +301,45 @@ def _log_to_file(directory: Path) -> int:
     return starter
 
 
+def _passphrase_pipe(config: Config) -> int:
+    """Return a descriptor from which the daemon reads the passphrase, -1 if there is none.
+
+    It may have been typed; no argument and no variable of a process ever holds it.
+    """
+    secret = config.encryption.passphrase
+    if secret is None:
+        return -1
+    read_fd, write_fd = os.pipe()
+    try:
+        os.write(write_fd, secret.get_secret_value().encode("utf-8", "surrogateescape"))
+    finally:
+        os.close(write_fd)
+    return read_fd
+
+
 def _serve_in_background(request: MountRequest) -> None:
     """Start the daemon and return when its mount answers; else end as it ended."""
     read_fd, write_fd = os.pipe()
     package = Path(__file__).parents[2]
     path = os.environ.get("PYTHONPATH")
+    passphrase_fd = _passphrase_pipe(request.config)
     with tempfile.TemporaryFile() as said:
         daemon = subprocess.Popen(  # noqa: S603  # this very command again
             [
                 *(sys.executable, "-m", "s3fs_banyan.cli.main", *sys.argv[1:]),
                 *("--foreground", "--ready-fd", str(write_fd)),
+                *("--passphrase-fd", str(passphrase_fd)),
             ],
             env={**os.environ, "PYTHONPATH": f"{package}:{path}" if path else str(package)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=said,
-            pass_fds=(write_fd,),
+            pass_fds=(write_fd, passphrase_fd) if passphrase_fd >= 0 else (write_fd,),
             start_new_session=True,
         )
         os.close(write_fd)
+        if passphrase_fd >= 0:
+            os.close(passphrase_fd)
         try:
             answer = os.read(read_fd, len(_READY))
         except KeyboardInterrupt:

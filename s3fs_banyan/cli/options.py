@@ -36,6 +36,24 @@ RegionOption = Annotated[
     str | None,
     typer.Option("--region", metavar="NAME", help="Region of the bucket.", show_default=False),
 ]
+PassphraseFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file",
+        metavar="FILE",
+        help="File whose only line is the passphrase of an encrypted volume.",
+        show_default=False,
+    ),
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file",
+        metavar="FILE",
+        help="Key file of an encrypted volume, 32 bytes or more.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 _SECRETS_IN_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -46,6 +64,8 @@ def settings(
     *,
     endpoint_url: str | None = None,
     region: str | None = None,
+    passphrase_file: Path | None = None,
+    key_file: Path | None = None,
     **overrides: object,
 ) -> Config:
     """Read the configuration, options on top, and keep its secrets out of everything printed.
@@ -55,6 +75,8 @@ def settings(
     over: dict[str, object] = {
         "storage.remote.endpoint_url": endpoint_url,
         "storage.remote.region": region,
+        "encryption.passphrase_file": passphrase_file and passphrase_file.absolute(),
+        "encryption.key_file": key_file and key_file.absolute(),
     }
     over |= {name.replace("__", "."): value for name, value in overrides.items()}
     found = load_config(config, over)

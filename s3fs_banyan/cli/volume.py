@@ -11,18 +11,22 @@ import typer
 
 from s3fs_banyan.admin.check import Check, Finding, Summary
 from s3fs_banyan.app.build import connect
+from s3fs_banyan.app.encryption import open_cipher
 from s3fs_banyan.app.volume import make_volume, read_volume
+from s3fs_banyan.cli.encryption import ask_passphrase, new_secrets
 from s3fs_banyan.cli.options import (
     ConfigOption,
     EndpointOption,
     JsonOption,
+    KeyFileOption,
+    PassphraseFileOption,
     RegionOption,
     settings,
     take_store,
 )
 from s3fs_banyan.cli.output import print_json, print_line, printable, progress_bar, size_text
 from s3fs_banyan.errors import ExitCode
-from s3fs_banyan.format.volume import VolumeDescriptor
+from s3fs_banyan.format.volume import FEATURE_ENCRYPTION, VolumeDescriptor
 from s3fs_banyan.runtime import RealRuntime
 
 StoreArgument = Annotated[
@@ -39,7 +43,13 @@ def register(app: typer.Typer) -> None:
 
 def mkfs(
     store: StoreArgument = None,
+    encrypt: Annotated[
+        bool,
+        typer.Option("--encrypt", help="Encrypt everything before it leaves this machine."),
+    ] = False,
     config: ConfigOption = None,
+    passphrase_file: PassphraseFileOption = None,
+    key_file: KeyFileOption = None,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     json: JsonOption = False,
@@ -51,29 +61,43 @@ def mkfs(
     * `s3fs-banyan mkfs file:///srv/volume`
     * `s3fs-banyan mkfs s3://backup/banyandb --region ap-northeast-1`
     * `s3fs-banyan mkfs s3://backup/banyandb --endpoint-url http://127.0.0.1:8333`
+    * `s3fs-banyan mkfs s3://backup/banyandb --encrypt --key-file /etc/banyandb.key`
     """
-    found = settings(config, endpoint_url=endpoint_url, region=region)
+    found = settings(
+        config,
+        endpoint_url=endpoint_url,
+        region=region,
+        passphrase_file=passphrase_file,
+        key_file=key_file,
+    )
     url, _ = take_store(store or [], found, "s3fs-banyan mkfs [STORE]", range(1))
+    is_encrypted = encrypt or found.encryption.is_given
+    what = "--passphrase-file or --key-file"
+    secrets = new_secrets(found.encryption, what) if is_encrypted else []
     runtime = RealRuntime()
     remote = connect(url, found, create=True)
     made = VolumeDescriptor(
         volume_id=runtime.random_bytes(16).hex(),
         created_ns=runtime.wall_ns(),
         pack_bytes=found.volume.pack_bytes,
+        features_refuse=(FEATURE_ENCRYPTION,) if is_encrypted else (),
     )
     try:
-        make_volume(remote, made, runtime)
+        make_volume(remote, made, runtime, secrets)
     finally:
         remote.close()
     if json:
-        print_json({"store": url, "volume_id": made.volume_id})
+        print_json({"store": url, "volume_id": made.volume_id, "encrypted": is_encrypted})
     else:
-        print_line(f"made volume {made.volume_id} in {url}")
+        kind = "encrypted volume" if is_encrypted else "volume"
+        print_line(f"made {kind} {made.volume_id} in {url}")
 
 
 def check(
     store: StoreArgument = None,
     config: ConfigOption = None,
+    passphrase_file: PassphraseFileOption = None,
+    key_file: KeyFileOption = None,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
     json: JsonOption = False,
@@ -88,18 +112,26 @@ def check(
     * `s3fs-banyan check file:///srv/volume`
     * `s3fs-banyan check s3://backup/banyandb --json`
     """
-    found = settings(config, endpoint_url=endpoint_url, region=region)
+    found = settings(
+        config,
+        endpoint_url=endpoint_url,
+        region=region,
+        passphrase_file=passphrase_file,
+        key_file=key_file,
+    )
     url, _ = take_store(store or [], found, "s3fs-banyan check [STORE]", range(1))
     remote = connect(url, found)
     try:
         volume = read_volume(remote)
+        encryption = ask_passphrase(found, volume).encryption
+        cipher = open_cipher(remote, volume, encryption)
         with tempfile.TemporaryDirectory(prefix="s3fs-banyan-") as scratch, progress_bar() as bar:
             task = bar.add_task("checking", total=None, detail="")
 
             def show(done: int, total: int, key: str) -> None:
                 bar.update(task, completed=done, total=total, detail=key)
 
-            run = Check(remote, volume, Path(scratch), show)
+            run = Check(remote, volume, Path(scratch), cipher, show)
             findings = []
             for finding in run.run():
                 findings.append(finding)

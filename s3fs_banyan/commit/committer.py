@@ -370,7 +370,7 @@ class Committer:
             delta_hash=body.delta_hash,
         )
         head = await self._ctx.runtime.in_thread(Path(body.path).read_bytes)
-        data = head + encode_footer(footer)
+        data = head + encode_footer(footer, self._ctx.cipher)
         created = await self._patiently(
             "publish", lambda: self._publisher.create(data, footer), frozen=cut.flip
         )

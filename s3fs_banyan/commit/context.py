@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from s3fs_banyan.commit.classes import ClassPolicy
 from s3fs_banyan.commit.local import LocalDirectory
+from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.journal.disk import Disk
 from s3fs_banyan.journal.log import JournalSettings
@@ -53,3 +54,5 @@ class Context:
     local: LocalDirectory
     volume: VolumeDescriptor
     settings: EngineSettings
+    cipher: Cipher | None = None
+    """None if the volume is not encrypted."""

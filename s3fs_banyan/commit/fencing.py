@@ -122,7 +122,7 @@ class Publisher:
             await runtime.in_thread(remember_epoch, self._ctx.local, chain)
             runtime.failpoint(FP_EPOCH_SYNCED)
             footer = self.footer(epoch=epoch, chain=chain, op_seq=head.op_seq)
-            data = encode_footer(footer)
+            data = encode_footer(footer, self._ctx.cipher)
             if not await self.create(data, footer):
                 continue
             runtime.failpoint(FP_FENCE_PUBLISHED)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from s3fs_banyan.errors import Corrupt, ExitCode, Refused
+from s3fs_banyan.format.keyring import Keyring, decode_keyring, encode_keyring
 from s3fs_banyan.format.volume import VolumeDescriptor, decode_volume, encode_volume
 
 _IDENTITY = "identity.json"
@@ -64,6 +65,10 @@ class LocalDirectory:
     @property
     def volume(self) -> Path:
         return self.root / "volume.json"
+
+    @property
+    def keyring(self) -> Path:
+        return self.root / "keyring.json"
 
     def make(self) -> None:
         """Make the directories, mode 0700."""
@@ -138,6 +143,19 @@ def store_local_volume(local: LocalDirectory, volume: VolumeDescriptor, url: str
     """Keep the descriptor, and where the volume is, for a mount while the store is away."""
     _write_synced(local.volume, encode_volume(volume))
     _write_synced(local.root / _URL, url.encode())
+
+
+def load_local_keyring(local: LocalDirectory) -> Keyring:
+    """Return the keyring as last seen in the store; raises `Corrupt` if it is not there."""
+    try:
+        return decode_keyring(local.keyring.read_bytes(), str(local.keyring))
+    except FileNotFoundError:
+        raise Corrupt("keyring", str(local.keyring), "it is missing") from None
+
+
+def store_local_keyring(local: LocalDirectory, keyring: Keyring) -> None:
+    """Keep the wrapped key of an encrypted volume, for a mount while the store is away."""
+    _write_synced(local.keyring, encode_keyring(keyring))
 
 
 def find_directory_of(common: Path, url: str) -> LocalDirectory | None:

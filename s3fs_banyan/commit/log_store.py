@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3fs_banyan.errors import Corrupt, DataError, ObjectMissing, UnsupportedVersion
-from s3fs_banyan.format.blob import decode_blob, encode_blob
+from s3fs_banyan.format.blob import (
+    PIECE_PLACE,
+    decode_blob,
+    delta_place,
+    encode_blob,
+    placements_place,
+)
 from s3fs_banyan.format.checkpoint import (
     CHECKPOINT_PIECE_BYTES,
     CheckpointManifest,
@@ -27,6 +33,7 @@ from s3fs_banyan.format.commit import (
     commit_sections,
     decode_footer,
 )
+from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.keys import (
     CHECKPOINT_PREFIX,
     LOG_PREFIX,
@@ -63,10 +70,14 @@ class StoredCommit:
 class CommitLog:
     """Reads `log/` and `checkpoint/`, writes checkpoints."""
 
-    def __init__(self, store: RemoteFileSystem, scratch: Path) -> None:
-        """`scratch` is a directory for files that live no longer than a call."""
+    def __init__(self, store: RemoteFileSystem, scratch: Path, cipher: Cipher | None) -> None:
+        """`scratch` is a directory for files that live no longer than a call.
+
+        `cipher` is None for a volume that is not encrypted.
+        """
         self.store = store
         self._scratch = scratch
+        self._cipher = cipher
 
     # --- commits -------------------------------------------------------------------------
 
@@ -79,7 +90,7 @@ class CommitLog:
         """Return a commit, verified; raises `ObjectMissing`, `Corrupt`, `UnsupportedVersion`."""
         key = log_key(seq)
         data = self.store.read(key)
-        footer = decode_footer(data, key)
+        footer = decode_footer(data, key, self._cipher)
         if footer.seq != seq:
             raise Corrupt("commit", key, f"it says that it is commit {footer.seq}")
         return StoredCommit(key=key, data=data, footer=footer, digest=commit_digest(data))
@@ -110,8 +121,11 @@ class CommitLog:
                 raise Corrupt("delta", key, "its hash differs from the one in its commit")
         delta = self._scratch / f"delta-{footer.seq}.read"
         placements = self._scratch / f"placements-{footer.seq}.read"
-        delta.write_bytes(decode_blob(delta_blob, commit.key))
-        placements.write_bytes(decode_blob(placements_blob, commit.key))
+        seq, cipher = footer.seq, self._cipher
+        delta.write_bytes(decode_blob(delta_blob, commit.key, cipher, place=delta_place(seq)))
+        placements.write_bytes(
+            decode_blob(placements_blob, commit.key, cipher, place=placements_place(seq))
+        )
         check_commit(delta, placements, commit.key)
         return delta, placements
 
@@ -147,7 +161,7 @@ class CommitLog:
             stored = self.store.read(key)
             if sha256_hex(stored) != name:
                 raise Corrupt("checkpoint piece", key, "its bytes differ from its name")
-            yield decode_blob(stored, key)
+            yield decode_blob(stored, key, self._cipher, place=PIECE_PLACE)
 
     def load(self, path: Path, *, vfs: str | None, volume: VolumeDescriptor) -> Committed:
         """Make committed.db from the newest checkpoint that is whole, and the commits behind it.
@@ -185,8 +199,7 @@ class CommitLog:
             with source.open("wb") as file:
                 for piece in self.read_pieces(manifest):
                     file.write(piece)
-            data_hash = _hash_of(source)
-            if data_hash != manifest.database_hash:
+            if self.hash_name(_hash_of(source)) != manifest.database_hash:
                 raise Corrupt(
                     "checkpoint", checkpoint_key(seq), "its pieces do not make its database"
                 )
@@ -201,6 +214,10 @@ class CommitLog:
         finally:
             source.unlink(missing_ok=True)
 
+    def hash_name(self, digest_hex: str) -> str:
+        """Return the SHA-256 of a database as a manifest has it: keyed where it is encrypted."""
+        return self._cipher.hash_hex(digest_hex) if self._cipher else digest_hex
+
     def write_checkpoint(
         self, copy: Path, head: Head, known_pieces: set[str]
     ) -> CheckpointManifest:
@@ -211,7 +228,7 @@ class CommitLog:
         names = []
         with copy.open("rb") as file:
             while raw := file.read(CHECKPOINT_PIECE_BYTES):
-                stored = encode_blob(raw)
+                stored = encode_blob(raw, self._cipher, place=PIECE_PLACE)
                 name = sha256_hex(stored)
                 if name not in known_pieces:
                     self.store.write(checkpoint_piece_key(name), stored)
@@ -221,7 +238,7 @@ class CommitLog:
             seq=head.seq,
             digest=head.digest.hex(),
             database_bytes=copy.stat().st_size,
-            database_hash=_hash_of(copy),
+            database_hash=self.hash_name(_hash_of(copy)),
             pieces=tuple(names),
         )
         self.store.write(checkpoint_key(head.seq), encode_manifest(manifest))

@@ -93,7 +93,7 @@ def recover(ctx: Context, *, takeover: bool, accept_loss: bool) -> Recovered:
     Raises `Refused` where going on would be unsafe, `Corrupt` for damage that needs a decision,
     `StoreError` if the store is needed and cannot be reached. Nothing is lost in any case.
     """
-    log_store = CommitLog(ctx.store, ctx.local.outbox)
+    log_store = CommitLog(ctx.store, ctx.local.outbox, ctx.cipher)
     committed, online, rolled_back = _open_committed(ctx, log_store, takeover=takeover)
     base: Base | None = None
     try:

@@ -26,7 +26,7 @@ from s3fs_banyan.commit.grouping import Group, Limits, divide
 from s3fs_banyan.config.prices import STANDARD
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import Corrupt, Misconfigured, ObjectMissing, StoreError, UnsupportedVersion
-from s3fs_banyan.format.blob import encode_blob
+from s3fs_banyan.format.blob import delta_place, encode_blob, placements_place
 from s3fs_banyan.format.checksum import sha256_hex
 from s3fs_banyan.format.chunk import (
     decode_chunk_header,
@@ -34,6 +34,7 @@ from s3fs_banyan.format.chunk import (
     decode_frame_table,
     encode_chunk,
 )
+from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.keys import is_base_pack, log_delta_key, log_key, pack_key
 from s3fs_banyan.format.pack import PackEntry, encode_pack_tail
 from s3fs_banyan.journal.disk import Disk, DiskFile
@@ -113,12 +114,20 @@ class Sealing:
     """One commit's sealing, from plan to body."""
 
     def __init__(
-        self, job: SealJob, *, disk: Disk, store: RemoteFileSystem, cache: BlockCache
+        self,
+        job: SealJob,
+        *,
+        disk: Disk,
+        store: RemoteFileSystem,
+        cache: BlockCache,
+        cipher: Cipher | None,
     ) -> None:
+        """`cipher` is None for a volume that is not encrypted."""
         self._job = job
         self._disk = disk
         self._store = store
         self._cache = cache
+        self._cipher = cipher
         self._list = SealList(Path(job.seal_db))
         self._policy = ClassPolicy.from_plain(job.policy)
         self._groups: list[Group] = []
@@ -249,7 +258,8 @@ class Sealing:
                     stored = self._moved(item)
                     frames = decode_chunk_header(stored, item.source_key)[2]
                 else:
-                    stored, frames = encode_chunk(item.chunk, self._young_bytes(item))
+                    young = self._young_bytes(item)
+                    stored, frames = encode_chunk(item.chunk, young, self._cipher)
             except (Corrupt, UnsupportedVersion, StoreError) as error:
                 if item.source_key and not self._lost_if_left(item):
                     # It stays where it is: `check` and a read of it will name it. A store that
@@ -303,7 +313,7 @@ class Sealing:
             raise Corrupt("chunk", item.source_key, f"chunk {item.chunk} is not at its place")
         for index, frame in enumerate(decode_frame_table(chunk, length, table)):
             body = memoryview(stored)[frame.offset : frame.offset + frame.stored_length]
-            decode_frame(chunk, index, frame, body, item.source_key)
+            decode_frame(chunk, index, frame, body, item.source_key, self._cipher)
         return stored
 
     def _stored(self, item: SealItem) -> bytes:
@@ -345,7 +355,8 @@ class Sealing:
             rows.append((item.chunk, offset, len(stored), frames))
             bodies.append(stored)
             offset += len(stored)
-        delta = encode_blob(Path(job.delta_db).read_bytes())
+        delta_bytes = Path(job.delta_db).read_bytes()
+        delta = encode_blob(delta_bytes, self._cipher, place=delta_place(job.seq))
         delta_hash = ""
         if offset + len(delta) > COMMIT_BYTES_MAX:
             delta_hash = sha256_hex(delta)
@@ -363,7 +374,9 @@ class Sealing:
         placements_path = Path(job.outbox) / f"placements-{job.seq}.db"
         placements_path.unlink(missing_ok=True)
         write_placements(placements_path, packs, self._places)
-        placements = encode_blob(placements_path.read_bytes())
+        placements = encode_blob(
+            placements_path.read_bytes(), self._cipher, place=placements_place(job.seq)
+        )
         path = Path(job.outbox) / f"commit-{job.seq}"
         path.write_bytes(b"".join((*bodies, delta, placements)))
         return CommitBody(

@@ -16,6 +16,7 @@ from typing import Any
 from s3fs_banyan.commit.sealing import SealedPack, Sealing, SealJob
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.data.cache import DiskBlockCache
+from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.journal.disk import RealDisk
 from s3fs_banyan.observe import setup_logging
 from s3fs_banyan.remote.base import RemoteFileSystem
@@ -31,10 +32,17 @@ log = logging.getLogger(__name__)
 class WorkerServer:
     """Answers requests, uploads several at a time."""
 
-    def __init__(self, sock: socket.socket, store: RemoteFileSystem, cache: BlockCache) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        store: RemoteFileSystem,
+        cache: BlockCache,
+        cipher: Cipher | None,
+    ) -> None:
         self._sock = sock
         self._store = store
         self._cache = cache
+        self._cipher = cipher
         self._disk = RealDisk()
         self._sealing: Sealing | None = None
 
@@ -57,7 +65,13 @@ class WorkerServer:
             self._end()
             segments = {int(number): path for number, path in argument["segments"].items()}
             job = SealJob(**{**argument, "segments": segments})
-            self._sealing = Sealing(job, disk=self._disk, store=self._store, cache=self._cache)
+            self._sealing = Sealing(
+                job,
+                disk=self._disk,
+                store=self._store,
+                cache=self._cache,
+                cipher=self._cipher,
+            )
             return self._sealing.plan()
         if method == "end":
             self._end()
@@ -100,7 +114,8 @@ def main() -> None:
     cache = DiskBlockCache(
         Path(setup["cache"]), setup["cache_bytes"], block_bytes=setup["block_bytes"]
     )
-    server = WorkerServer(sock, store, cache)
+    cipher = Cipher.from_plain_values(setup["cipher"]) if setup["cipher"] else None
+    server = WorkerServer(sock, store, cache, cipher)
     with ThreadPoolExecutor(_UPLOADS_AT_ONCE) as uploads:
         for line in reader:
             request = json.loads(line)

@@ -179,6 +179,23 @@ class Remote(Section):
         return None
 
 
+class ClientEncryption(Section):
+    """The key of a volume that is encrypted on the client's side; any one of them will do."""
+
+    passphrase: SecretStr | None = None
+    passphrase_file: Annotated[Path, AfterValidator(_check_absolute)] | None = None
+    key_file: Annotated[Path, AfterValidator(_check_absolute)] | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Tell whether there is a key."""
+        return any((self.passphrase, self.passphrase_file, self.key_file))
+
+    @field_serializer("passphrase")
+    def _hide(self, secret: SecretStr | None) -> str | None:
+        return None if secret is None else HIDDEN
+
+
 class Storage(Section):
     """The remote half of the volume: where it lies, and in which storage classes."""
 
@@ -288,6 +305,7 @@ class Config(Section):
     """All settings of one mount."""
 
     storage: Storage = Field(default_factory=Storage)
+    encryption: ClientEncryption = Field(default_factory=ClientEncryption)
     durability: Literal["local", "remote"] = "local"
     commit: Commit = Field(default_factory=Commit)
     journal: Journal = Field(default_factory=Journal)
@@ -316,10 +334,9 @@ class Config(Section):
         """Return the secrets in clear, for one purpose: to be registered with the log."""
         credentials = self.storage.remote.credentials
         found = (
-            credentials.access_key,
-            credentials.secret_key,
-            credentials.session_token,
+            *(credentials.access_key, credentials.secret_key, credentials.session_token),
             self.storage.remote.encryption.key,
+            self.encryption.passphrase,
         )
         return tuple(secret.get_secret_value() for secret in found if secret is not None)
 

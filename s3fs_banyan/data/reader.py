@@ -15,6 +15,7 @@ from s3fs_banyan.data.objects import ObjectReader
 from s3fs_banyan.data.recent import RecentRecords
 from s3fs_banyan.errors import Corrupt, ObjectMissing
 from s3fs_banyan.format.chunk import Frame, decode_frame, decode_frame_table
+from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.keys import is_base_pack
 from s3fs_banyan.model import FRAME_BYTES, ChunkId, Extent, Piece, Place
 from s3fs_banyan.observe import Metrics
@@ -65,14 +66,17 @@ class Reader:
         runtime: Runtime,
         metrics: Metrics,
         ram_bytes: int,
+        cipher: Cipher | None,
         local_packs: LocalPacks | None = None,
     ) -> None:
+        """`cipher` is None for a volume that is not encrypted."""
         self._chunks = chunks
         self._journal = journal
         self._objects = objects
         self._local_packs = local_packs
         self._runtime = runtime
         self._metrics = metrics
+        self._cipher = cipher
         self.recent = RecentRecords(ram_bytes // 2)
         self.frames = RamFrames(ram_bytes // 2)
         self.on_corrupt: Callable[[Corrupt], None] = lambda error: None
@@ -204,10 +208,10 @@ class Reader:
             )
             frames = table[missing[0] : missing[-1] + 1]
             if len(frames) == 1:  # quicker than the way to a thread
-                decoded = _decode_run(chunk, missing[0], frames, stored, place.key)
+                decoded = _decode_run(chunk, missing[0], frames, stored, place.key, self._cipher)
             else:
                 decoded = await self._runtime.in_thread(
-                    _decode_run, chunk, missing[0], frames, stored, place.key
+                    _decode_run, chunk, missing[0], frames, stored, place.key, self._cipher
                 )
             for index, raw in decoded.items():
                 self.frames.put(ChunkId(chunk), index, raw)
@@ -235,7 +239,12 @@ class Reader:
 
 
 def _decode_run(
-    chunk: int, first: int, frames: Sequence[Frame], stored: bytes, key: str
+    chunk: int,
+    first: int,
+    frames: Sequence[Frame],
+    stored: bytes,
+    key: str,
+    cipher: Cipher | None,
 ) -> dict[int, bytes]:
     """Verify and decode neighbouring frames, of which `stored` is the run."""
     view = memoryview(stored)
@@ -244,6 +253,6 @@ def _decode_run(
     for i, frame in enumerate(frames):
         at = frame.offset - start
         decoded[first + i] = decode_frame(
-            chunk, first + i, frame, view[at : at + frame.stored_length], key
+            chunk, first + i, frame, view[at : at + frame.stored_length], key, cipher
         )
     return decoded

@@ -3,6 +3,8 @@
 A frame is 64 KiB of the chunk (the last one shorter), compressed on its own, with a checksum of
 its *stored* bytes that is bound to chunk id and frame number, so that a frame found in the wrong
 place is noticed. The frame table is in the chunk's header and, as it stands, beside its place.
+In an encrypted volume every frame is sealed on its own (`encryption.py`), and the checksum is of
+the sealed bytes: whoever moves or checks chunks needs no key for it.
 """
 
 from __future__ import annotations
@@ -14,16 +16,24 @@ import snappy
 
 from s3fs_banyan.errors import Corrupt, UnsupportedVersion
 from s3fs_banyan.format.checksum import Bytes, xxh3
+from s3fs_banyan.format.encryption import (
+    CIPHER_AES256GCM,
+    CIPHER_NONE,
+    SEALED_EXTRA_BYTES,
+    Cipher,
+)
 from s3fs_banyan.model import CHUNK_BYTES_MAX, FRAME_BYTES
 
 CHUNK_MAGIC: Final = b"BYNC"
 CHUNK_VERSION: Final = 1
+CHUNK_VERSION_ENCRYPTED: Final = 2
 CODEC_RAW: Final = 0
 CODEC_SNAPPY: Final = 1
 
 _HEAD = struct.Struct("<4sBBHQI")
 _FRAME = struct.Struct("<IBBHQ")
 _SUM = struct.Struct("<Q")
+_PLACE = struct.Struct("<8sQHBI")
 FRAMES_MAX: Final = CHUNK_BYTES_MAX // FRAME_BYTES
 
 
@@ -35,6 +45,7 @@ class Frame(NamedTuple):
     raw_length: int
     codec: int
     checksum: int
+    cipher: int = CIPHER_NONE
 
 
 def header_bytes(frame_count: int) -> int:
@@ -47,10 +58,21 @@ def frame_seed(chunk_id: int, index: int) -> int:
     return (chunk_id * 31 + index) & 0xFFFF_FFFF_FFFF_FFFF
 
 
-def encode_chunk(chunk_id: int, data: Bytes) -> tuple[bytes, bytes]:
-    """Return (stored bytes, frame table) of a chunk. `data` is 1 byte to 1 MiB."""
+def frame_place(chunk_id: int, index: int, codec: int, raw_length: int) -> bytes:
+    """Return the associated data that binds a sealed frame to where it belongs."""
+    return _PLACE.pack(b"frame 1\0", chunk_id, index, codec, raw_length)
+
+
+def encode_chunk(chunk_id: int, data: Bytes, cipher: Cipher | None = None) -> tuple[bytes, bytes]:
+    """Return (stored bytes, frame table) of a chunk. `data` is 1 byte to 1 MiB.
+
+    With a cipher the frames are sealed and the chunk is of the version that says so.
+    """
     if not 0 < len(data) <= CHUNK_BYTES_MAX:
         raise ValueError(f"chunk of {len(data)} bytes")
+    version, sealed_by = CHUNK_VERSION, CIPHER_NONE
+    if cipher is not None:
+        version, sealed_by = CHUNK_VERSION_ENCRYPTED, CIPHER_AES256GCM
     table = bytearray()
     bodies = []
     view = memoryview(data)
@@ -60,11 +82,13 @@ def encode_chunk(chunk_id: int, data: Bytes) -> tuple[bytes, bytes]:
         codec = CODEC_SNAPPY
         if len(packed) >= len(raw):
             packed, codec = raw, CODEC_RAW
+        if cipher is not None:
+            packed = cipher.frames.seal(frame_place(chunk_id, index, codec, len(raw)), packed)
         bodies.append(packed)
         checksum = xxh3(packed, seed=frame_seed(chunk_id, index))
-        table += _FRAME.pack(len(packed), codec, 0, 0, checksum)
+        table += _FRAME.pack(len(packed), codec, sealed_by, 0, checksum)
     frame_table = bytes(table)
-    head = _HEAD.pack(CHUNK_MAGIC, CHUNK_VERSION, 0, len(bodies), chunk_id, len(data)) + frame_table
+    head = _HEAD.pack(CHUNK_MAGIC, version, 0, len(bodies), chunk_id, len(data)) + frame_table
     return b"".join((head, _SUM.pack(xxh3(head)), *bodies)), frame_table
 
 
@@ -81,30 +105,40 @@ def decode_frame_table(chunk_id: int, length: int, table: bytes) -> list[Frame]:
     frames = []
     offset = header_bytes(count)
     left = length
-    for stored_length, codec, _, _, checksum in _FRAME.iter_unpack(table):
+    for stored_length, codec, sealed_by, _, checksum in _FRAME.iter_unpack(table):
         raw_length = min(FRAME_BYTES, left)
-        if stored_length > raw_length or stored_length == 0:
+        extra = SEALED_EXTRA_BYTES if sealed_by else 0
+        if not extra < stored_length <= raw_length + extra:
             raise Corrupt("frame table", f"of chunk {chunk_id}", f"frame of {stored_length} bytes")
-        frames.append(Frame(offset, stored_length, raw_length, codec, checksum))
+        frames.append(Frame(offset, stored_length, raw_length, codec, checksum, sealed_by))
         offset += stored_length
         left -= raw_length
     return frames
 
 
-def decode_frame(chunk_id: int, index: int, frame: Frame, stored: Bytes, key: str) -> bytes:
+def decode_frame(
+    chunk_id: int,
+    index: int,
+    frame: Frame,
+    stored: Bytes,
+    key: str,
+    cipher: Cipher | None = None,
+) -> bytes:
     """Verify and decode one frame; `key` names the object for the error.
 
-    Raises `Corrupt`: not one byte is given that was not verified.
+    With a cipher the frame must be sealed with it: a plain one in an encrypted volume was put
+    there by someone else. Raises `Corrupt`: not one byte is given that was not verified.
     """
     if len(stored) != frame.stored_length:
         raise Corrupt("frame", key, f"chunk {chunk_id} frame {index} is {len(stored)} bytes short")
     if xxh3(stored, seed=frame_seed(chunk_id, index)) != frame.checksum:
         raise Corrupt("frame", key, f"checksum of chunk {chunk_id} frame {index} differs")
+    packed = _unsealed(chunk_id, index, frame, stored, key, cipher)
     if frame.codec == CODEC_RAW:
-        raw = bytes(stored)
+        raw = packed
     elif frame.codec == CODEC_SNAPPY:
         try:
-            raw = snappy.uncompress(bytes(stored))
+            raw = snappy.uncompress(packed)
         except Exception as error:  # the binding raises several unrelated classes
             raise Corrupt("frame", key, f"chunk {chunk_id} frame {index}: {error}") from error
     else:
@@ -112,6 +146,21 @@ def decode_frame(chunk_id: int, index: int, frame: Frame, stored: Bytes, key: st
     if len(raw) != frame.raw_length:
         raise Corrupt("frame", key, f"chunk {chunk_id} frame {index} decodes to {len(raw)} bytes")
     return raw
+
+
+def _unsealed(
+    chunk_id: int, index: int, frame: Frame, stored: Bytes, key: str, cipher: Cipher | None
+) -> bytes:
+    if frame.cipher > CIPHER_AES256GCM:
+        raise UnsupportedVersion("frame cipher", frame.cipher, CIPHER_AES256GCM)
+    if cipher is None:
+        if frame.cipher:
+            raise Corrupt("frame", key, f"chunk {chunk_id} frame {index} is encrypted")
+        return bytes(stored)
+    if not frame.cipher:
+        raise Corrupt("frame", key, f"chunk {chunk_id} frame {index} is not encrypted")
+    place = frame_place(chunk_id, index, frame.codec, frame.raw_length)
+    return cipher.frames.open(place, stored, "frame", key)
 
 
 def decode_chunk_header(stored: Bytes, key: str) -> tuple[int, int, bytes]:
@@ -124,8 +173,8 @@ def decode_chunk_header(stored: Bytes, key: str) -> tuple[int, int, bytes]:
     magic, version, flags, count, chunk_id, length = _HEAD.unpack_from(stored)
     if magic != CHUNK_MAGIC:
         raise Corrupt("chunk", key, "no chunk begins here")
-    if version != CHUNK_VERSION or flags:
-        raise UnsupportedVersion("chunk", version, CHUNK_VERSION)
+    if version not in {CHUNK_VERSION, CHUNK_VERSION_ENCRYPTED} or flags:
+        raise UnsupportedVersion("chunk", version, CHUNK_VERSION_ENCRYPTED)
     end = _HEAD.size + count * _FRAME.size
     if count > FRAMES_MAX or len(stored) < end + _SUM.size:
         raise Corrupt("chunk", key, f"{count} frames do not fit")

@@ -2,21 +2,25 @@
 
 Byte table: `docs/format/commit.md`. Layout: chunks of small data, delta, placements, footer.
 Delta and placements are blobs, each holding a SQLite database; the footer is last, so that the
-object can be written in one go and understood from its end.
+object can be written in one go and understood from its end. In an encrypted volume the footer
+carries a MAC, and the journal's checksum in it is hidden.
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from s3fs_banyan.errors import Corrupt, UnsupportedVersion
 from s3fs_banyan.format.checksum import Bytes, xxh3
+from s3fs_banyan.format.encryption import MAC_BYTES, Cipher
 
 COMMIT_MAGIC: Final = b"BYNCOMT\n"
 COMMIT_VERSION: Final = 1
+COMMIT_VERSION_ENCRYPTED: Final = 2
 SCHEMA_LEVEL: Final = 1
 """Level of the tables that deltas and checkpoints carry; another level is refused."""
 DIGEST_BYTES: Final = 32
@@ -60,19 +64,31 @@ class CommitFooter:
         return self.delta_length == 0 and not self.delta_hash
 
 
-def encode_footer(footer: CommitFooter) -> bytes:
-    """Return the footer's bytes, the last thing in a commit."""
+def encode_footer(footer: CommitFooter, cipher: Cipher | None = None) -> bytes:
+    """Return the footer's bytes, the last thing in a commit.
+
+    With a cipher the footer is proven by a MAC, and `chain`, a checksum of what the journal
+    holds in clear, is hidden: it would let whoever reads the store test guesses.
+    """
     if len(footer.writer) != 16 or len(footer.predecessor) != DIGEST_BYTES:
         raise ValueError("writer id of 16 bytes and digest of 32 bytes expected")
     if len(footer.kept) > KEPT_MAX:
         raise ValueError(f"{len(footer.kept)} kept commits, at most {KEPT_MAX} fit")
+    if cipher is None:
+        return _with_tail(_body(footer, footer.chain), COMMIT_VERSION)
+    mac = cipher.footer_mac(_body(footer, footer.chain))
+    hidden = footer.chain ^ cipher.footer_pad(mac)
+    return _with_tail(_body(footer, hidden) + mac, COMMIT_VERSION_ENCRYPTED)
+
+
+def _body(footer: CommitFooter, chain: int) -> bytes:
     fixed = _FIXED.pack(
         footer.seq,
         footer.epoch,
         footer.writer,
         SCHEMA_LEVEL,
         footer.predecessor,
-        footer.chain,
+        chain,
         footer.op_seq,
         footer.time_ns,
         footer.dense_from,
@@ -82,24 +98,43 @@ def encode_footer(footer: CommitFooter) -> bytes:
         footer.delta_hash.encode("ascii"),
         len(footer.kept),
     )
-    body = fixed + struct.pack(f"<{len(footer.kept)}Q", *footer.kept)
+    return fixed + struct.pack(f"<{len(footer.kept)}Q", *footer.kept)
+
+
+def _with_tail(body: bytes, version: int) -> bytes:
     length = len(body) + _TAIL.size
-    checksum = xxh3(body + _TAIL.pack(0, length, COMMIT_VERSION, COMMIT_MAGIC))
-    return body + _TAIL.pack(checksum, length, COMMIT_VERSION, COMMIT_MAGIC)
+    checksum = xxh3(body + _TAIL.pack(0, length, version, COMMIT_MAGIC))
+    return body + _TAIL.pack(checksum, length, version, COMMIT_MAGIC)
 
 
-def decode_footer(commit: Bytes, key: str) -> CommitFooter:
+def decode_footer(commit: Bytes, key: str, cipher: Cipher | None = None) -> CommitFooter:
     """Return the verified footer of a whole commit object.
 
-    Raises `Corrupt`, or `UnsupportedVersion` for a newer layout or another schema level.
+    With a cipher it must be proven by its MAC. Raises `Corrupt`, or `UnsupportedVersion` for a
+    newer layout or another schema level.
     """
+    footer, mac = _decode(commit, key)
+    if cipher is None:
+        if mac:
+            raise Corrupt("commit", key, "it is of an encrypted volume")
+        return footer
+    if not mac:
+        raise Corrupt("commit", key, "it is not of an encrypted volume")
+    footer = replace(footer, chain=footer.chain ^ cipher.footer_pad(mac))
+    if not hmac.compare_digest(cipher.footer_mac(_body(footer, footer.chain)), mac):
+        raise Corrupt("commit", key, "its MAC differs: it was changed, or is another volume's")
+    return footer
+
+
+def _decode(commit: Bytes, key: str) -> tuple[CommitFooter, bytes]:
+    """Return (footer as stored, its MAC or nothing), checksum and sizes verified."""
     if len(commit) < _TAIL.size:
         raise Corrupt("commit", key, f"{len(commit)} bytes are too few for a footer")
     checksum, length, version, magic = _TAIL.unpack_from(commit, len(commit) - _TAIL.size)
     if magic != COMMIT_MAGIC:
         raise Corrupt("commit", key, "no footer at its end")
-    if version != COMMIT_VERSION:
-        raise UnsupportedVersion("commit", version, COMMIT_VERSION)
+    if version not in {COMMIT_VERSION, COMMIT_VERSION_ENCRYPTED}:
+        raise UnsupportedVersion("commit", version, COMMIT_VERSION_ENCRYPTED)
     if not _FIXED.size + _TAIL.size <= length <= len(commit):
         raise Corrupt("commit", key, f"footer of {length} bytes")
     body = bytes(commit[len(commit) - length : len(commit) - _TAIL.size])
@@ -108,12 +143,14 @@ def decode_footer(commit: Bytes, key: str) -> CommitFooter:
     seq, epoch, writer, schema, *middle, delta_hash, kept_count = _FIXED.unpack_from(body)
     if schema != SCHEMA_LEVEL:
         raise UnsupportedVersion("schema of commit", schema, SCHEMA_LEVEL)
-    if len(body) != _FIXED.size + 8 * kept_count:
+    kept_end = _FIXED.size + 8 * kept_count
+    mac = body[kept_end:]
+    if len(mac) != (MAC_BYTES if version == COMMIT_VERSION_ENCRYPTED else 0):
         raise Corrupt("commit", key, f"footer does not hold {kept_count} kept commits")
     predecessor, chain, op_seq, time_ns, dense_from, inline, delta, placements = middle
     if inline + delta + placements + length != len(commit):
         raise Corrupt("commit", key, "its sections do not add up to its size")
-    return CommitFooter(
+    footer = CommitFooter(
         seq=seq,
         epoch=epoch,
         writer=writer,
@@ -128,6 +165,7 @@ def decode_footer(commit: Bytes, key: str) -> CommitFooter:
         placements_length=placements,
         delta_hash=delta_hash.rstrip(b"\0").decode("ascii"),
     )
+    return footer, mac
 
 
 def commit_sections(commit: Bytes, footer: CommitFooter) -> tuple[memoryview, memoryview]:
@@ -144,5 +182,5 @@ def commit_digest(commit: Bytes) -> bytes:
     Inline chunks are left out: each of their frames has a checksum of its own, and a bit that
     rots there must cost one file, not the history behind this commit.
     """
-    inline_length = decode_footer(commit, "commit").inline_length
+    inline_length = _decode(commit, "commit")[0].inline_length
     return hashlib.sha256(memoryview(commit)[inline_length:]).digest()

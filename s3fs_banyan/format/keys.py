@@ -15,6 +15,7 @@ PACK_PREFIX: Final = "pack/"
 CHECKPOINT_PREFIX: Final = "checkpoint/"
 CHECKPOINT_PIECE_PREFIX: Final = "checkpoint/piece/"
 PROBE_PREFIX: Final = "probe/"
+KEYRING_PREFIX: Final = "key/"
 
 _SEQ_DIGITS: Final = 20
 _HASH_DIGITS: Final = 16
@@ -76,6 +77,19 @@ def checkpoint_key(seq: int) -> str:
 def parse_checkpoint_key(key: str) -> int | None:
     """Return the commit number of a checkpoint manifest's key, None for any other key."""
     digits = key.removeprefix(CHECKPOINT_PREFIX)
+    if digits == key or len(digits) != _SEQ_DIGITS or not digits.isdecimal():
+        return None
+    return int(digits)
+
+
+def keyring_key(generation: int) -> str:
+    """Return the key of a generation of the keyring of an encrypted volume."""
+    return f"{KEYRING_PREFIX}{generation:020d}"
+
+
+def parse_keyring_key(key: str) -> int | None:
+    """Return the generation of a `key/<generation>` key, None for any other key."""
+    digits = key.removeprefix(KEYRING_PREFIX)
     if digits == key or len(digits) != _SEQ_DIGITS or not digits.isdecimal():
         return None
     return int(digits)

@@ -11,6 +11,9 @@ from s3fs_banyan.format.checksum import Bytes
 
 VOLUME_VERSION: Final = 1
 WRITER_VERSION: Final = 1
+FEATURE_ENCRYPTION: Final = "client-encryption"
+"""In `features_refuse`: chunks, blobs and footers are sealed, the keyring has the data key."""
+_FEATURES_KNOWN: Final = frozenset({FEATURE_ENCRYPTION})
 PACK_BYTES_MIN: Final = 1 << 20
 PACK_BYTES_MAX: Final = 1 << 30
 
@@ -32,6 +35,11 @@ class VolumeDescriptor:
     """An unknown one allows reading only."""
     features_refuse: tuple[str, ...] = ()
     """An unknown one forbids any use."""
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Tell whether its content is encrypted on the client's side."""
+        return FEATURE_ENCRYPTION in self.features_refuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +78,10 @@ def decode_volume(stored: Bytes, key: str) -> VolumeDescriptor:
     volume = VolumeDescriptor(**values)  # type: ignore[arg-type]  # checked field by field above
     if len(volume.volume_id) != 32 or not PACK_BYTES_MIN <= volume.pack_bytes <= PACK_BYTES_MAX:
         raise Corrupt("volume", key, "volume_id or pack_bytes is out of range")
-    if volume.features_refuse:
+    unknown = [name for name in volume.features_refuse if name not in _FEATURES_KNOWN]
+    if unknown:
         raise UnsupportedVersion(
-            f"volume (feature {', '.join(volume.features_refuse)})", VOLUME_VERSION, VOLUME_VERSION
+            f"volume (feature {', '.join(unknown)})", VOLUME_VERSION, VOLUME_VERSION
         )
     return volume
 

@@ -245,7 +245,7 @@ async def test_a_commit_whose_answer_is_lost_is_published_once(
             assert commit.done == 2
             head = engine.state.committed.head
             assert head.epoch == 2, "the first fence was this mount's own, and stays"
-        log = CommitLog(store, tmp_path)
+        log = CommitLog(store, tmp_path, None)
         assert log.sequence_numbers(0) == list(range(1, head.seq + 1))
         assert log.read(head.seq).digest == head.digest
         async with running(world.context("fresh", store=layered), takeover=True) as other:

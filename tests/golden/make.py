@@ -1,4 +1,4 @@
-"""Makes the golden files of a format version, once: `python -m tests.golden.make`.
+"""Makes the golden files of the format versions, once: `python -m tests.golden.make`.
 
 A file that is there is never written again. Golden files are what released versions left in
 people's stores; whoever changes one has changed the past.
@@ -17,6 +17,8 @@ from s3fs_banyan.format.blob import encode_blob
 from s3fs_banyan.format.checkpoint import encode_manifest
 from s3fs_banyan.format.chunk import encode_chunk
 from s3fs_banyan.format.commit import CommitFooter, encode_footer
+from s3fs_banyan.format.encryption import Cipher
+from s3fs_banyan.format.keyring import encode_keyring
 from s3fs_banyan.format.pack import encode_pack_tail
 from s3fs_banyan.format.record import encode_record, encode_segment_header
 from s3fs_banyan.format.volume import encode_heartbeat, encode_volume
@@ -83,8 +85,16 @@ def databases(root: Path) -> dict[str, bytes]:
     }
 
 
-def _commit(sections: bytes, footer: CommitFooter) -> bytes:
-    return sections + encode_footer(footer)
+def _commit(sections: bytes, footer: CommitFooter, cipher: Cipher | None = None) -> bytes:
+    return sections + encode_footer(footer, cipher)
+
+
+def _sealed_chunk(data: bytes) -> bytes:
+    return encode_chunk(samples.CHUNK_ID, data, samples.CIPHER)[0]
+
+
+def _sealed_blob(data: bytes) -> bytes:
+    return encode_blob(data, samples.CIPHER, place=samples.DELTA_PLACE)
 
 
 MAKERS: Final[dict[str, Callable[[], bytes]]] = {
@@ -100,6 +110,13 @@ MAKERS: Final[dict[str, Callable[[], bytes]]] = {
     "v1-checkpoint.json": lambda: encode_manifest(samples.MANIFEST),
     "v1-volume.json": lambda: encode_volume(samples.VOLUME),
     "v1-writer.json": lambda: encode_heartbeat(samples.HEARTBEAT),
+    "v1-keyring.json": lambda: encode_keyring(samples.keyring()),
+    "v2-chunk-sealed.bin": lambda: _sealed_chunk(samples.CHUNK_PLAIN),
+    "v2-chunk-sealed-snappy.bin": lambda: _sealed_chunk(samples.CHUNK_COMPRESSIBLE),
+    "v2-blob-sealed.bin": lambda: _sealed_blob(samples.BLOB_PLAIN),
+    "v2-blob-sealed-snappy.bin": lambda: _sealed_blob(samples.BLOB_COMPRESSIBLE),
+    "v2-commit.bin": lambda: _commit(samples.COMMIT_SECTIONS, samples.COMMIT, samples.CIPHER),
+    "v2-fence.bin": lambda: _commit(b"", samples.FENCE, samples.CIPHER),
 }
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from s3fs_banyan.format.checkpoint import CheckpointManifest
 from s3fs_banyan.format.commit import CommitFooter
+from s3fs_banyan.format.keyring import DataKey, Keyring, Secret, wrap
 from s3fs_banyan.format.pack import PackEntry
 from s3fs_banyan.format.record import SegmentHeader
 from s3fs_banyan.format.volume import Heartbeat, VolumeDescriptor
@@ -132,3 +133,22 @@ VOLUME: Final = VolumeDescriptor(
 HEARTBEAT: Final = Heartbeat(
     host="data-node-0", pid=4711, epoch=3, writer=bytes(range(16, 32)).hex(), time_ns=T
 )
+
+# --- version 2: encrypted volumes ----------------------------------------------------------
+
+DATA_KEY: Final = DataKey(key=bytes(range(200, 232)), domain=VOLUME_ID)
+CIPHER: Final = DATA_KEY.cipher()
+DELTA_PLACE: Final = "delta 12"
+PASSPHRASE: Final = Secret(passphrase="correct horse battery staple")
+KEY_FILE: Final = Secret(key_file=bytes(range(64)))
+
+
+def keyring() -> Keyring:
+    """Return a keyring with a slot of each kind, the same one each time."""
+    slots = tuple(
+        wrap(DATA_KEY, secret, lambda count: bytes(range(count)), scrypt_n=1 << 10)
+        for secret in (PASSPHRASE, KEY_FILE)
+    )
+    return Keyring(
+        volume_id=VOLUME_ID.hex(), domain=VOLUME_ID.hex(), generation=1, created_ns=T, slots=slots
+    )

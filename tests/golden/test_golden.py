@@ -17,6 +17,7 @@ from s3fs_banyan.format.blob import decode_blob, encode_blob
 from s3fs_banyan.format.checkpoint import decode_manifest
 from s3fs_banyan.format.chunk import decode_chunk_header, decode_frame, decode_frame_table
 from s3fs_banyan.format.commit import commit_sections, decode_footer
+from s3fs_banyan.format.keyring import decode_keyring, unwrap
 from s3fs_banyan.format.pack import decode_pack_tail
 from s3fs_banyan.format.record import (
     SEGMENT_HEADER_BYTES,
@@ -59,7 +60,7 @@ def test_every_kind_of_operation_has_a_golden_record() -> None:
 
 
 @pytest.mark.parametrize("name", REENCODED)
-def test_version_1_is_still_written_byte_for_byte(name: str) -> None:
+def test_every_version_is_still_written_byte_for_byte(name: str) -> None:
     """Two releases on one volume must agree: packs are found by the hash of their bytes."""
     assert make.MAKERS[name]() == golden(name)
 
@@ -94,15 +95,20 @@ def test_the_golden_segments_replay(name: str, wanted: tuple[Operation, ...]) ->
     [
         ("v1-chunk-plain.bin", samples.CHUNK_PLAIN),
         ("v1-chunk-snappy.bin", samples.CHUNK_COMPRESSIBLE),
+        ("v2-chunk-sealed.bin", samples.CHUNK_PLAIN),
+        ("v2-chunk-sealed-snappy.bin", samples.CHUNK_COMPRESSIBLE),
     ],
 )
 def test_golden_chunks_decode(name: str, data: bytes) -> None:
-    """File data of version 1, raw frames and compressed ones."""
+    """File data of every version, raw frames and compressed ones."""
     stored = golden(name)
+    cipher = samples.CIPHER if name.startswith("v2") else None
     chunk_id, length, table = decode_chunk_header(stored, name)
     assert (chunk_id, length) == (samples.CHUNK_ID, len(data))
     parts = [
-        decode_frame(chunk_id, index, f, stored[f.offset : f.offset + f.stored_length], name)
+        decode_frame(
+            chunk_id, index, f, stored[f.offset : f.offset + f.stored_length], name, cipher
+        )
         for index, f in enumerate(decode_frame_table(chunk_id, length, table))
     ]
     assert b"".join(parts) == data
@@ -115,6 +121,20 @@ def test_golden_blobs_and_packs_decode() -> None:
     assert decode_blob(encode_blob(samples.BLOB_COMPRESSIBLE), "k") == samples.BLOB_COMPRESSIBLE
     pack = golden("v1-pack.bin")
     assert tuple(decode_pack_tail(pack, len(pack), "k")) == samples.PACK_ENTRIES
+
+
+def test_golden_objects_of_an_encrypted_volume_decode() -> None:
+    """Keyring, blobs, a commit and a fence: with the key, and only with it."""
+    for secret in (samples.PASSPHRASE, samples.KEY_FILE):
+        keyring = decode_keyring(golden("v1-keyring.json"), "k")
+        assert unwrap(keyring, [secret]) == samples.DATA_KEY
+    for name, raw in (
+        ("v2-blob-sealed.bin", samples.BLOB_PLAIN),
+        ("v2-blob-sealed-snappy.bin", samples.BLOB_COMPRESSIBLE),
+    ):
+        assert decode_blob(golden(name), "k", samples.CIPHER, place=samples.DELTA_PLACE) == raw
+    for name, footer in (("v2-commit.bin", samples.COMMIT), ("v2-fence.bin", samples.FENCE)):
+        assert decode_footer(golden(name), "k", samples.CIPHER) == footer
 
 
 def test_golden_commits_decode() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -148,7 +149,7 @@ async def finish(world: World, machine: Machine) -> None:
     await mount(world, world.new_machine(), Plan(seconds=0.1, end="stop", quiet=True))
 
 
-def run_seed(seed: int, scratch: Path) -> World:
+def run_seed(seed: int, scratch: Path, *, encrypted: bool = False) -> World:
     """Run the random world of a seed."""
-    dials = random_dials(Random(f"{seed}/dials"))
+    dials = replace(random_dials(Random(f"{seed}/dials")), encrypted=encrypted)
     return run_world(seed, dials, scratch, drive_random)

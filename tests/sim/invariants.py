@@ -10,6 +10,7 @@ from s3fs_banyan.commit.base_packs import BasePacks
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.format.chunk import decode_frame, decode_frame_table
+from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.meta.base import Base
 from s3fs_banyan.meta.committed import Committed
@@ -186,19 +187,23 @@ def assert_same(found: bytes, wanted: bytes, what: str) -> None:
 
 
 def check_store(
-    store: RemoteFileSystem, volume: VolumeDescriptor, history: History, scratch: Path
+    store: RemoteFileSystem,
+    volume: VolumeDescriptor,
+    history: History,
+    scratch: Path,
+    cipher: Cipher | None,
 ) -> int:
     """Load the volume from the store alone; check every commit of the window, byte by byte.
 
     Returns how many commits were looked at.
     """
-    log = CommitLog(store, scratch)
+    log = CommitLog(store, scratch, cipher)
     path = scratch / "checked.db"
     numbers = log.sequence_numbers(0)
     newest = log.load(path, vfs=None, volume=volume)
     head = newest.head
     try:
-        _check_commit(newest, store, history, deep=True)
+        _check_commit(newest, log, history, deep=True)
     finally:
         newest.close()
         _remove(path)
@@ -218,11 +223,11 @@ def _check_from(
     committed = log._load_checkpoint(first, path, vfs=None, volume=volume)
     try:
         head = committed.head
-        _check_commit(committed, log.store, history, deep=False)
+        _check_commit(committed, log, history, deep=False)
         for seq in range(first + 1, last + 1):
             head = log.apply(committed, log.read(seq), head)
             committed.head = head
-            _check_commit(committed, log.store, history, deep=False)
+            _check_commit(committed, log, history, deep=False)
         return last - first + 1
     finally:
         committed.close()
@@ -234,11 +239,9 @@ def _remove(path: Path) -> None:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
-def _check_commit(
-    committed: Committed, store: RemoteFileSystem, history: History, *, deep: bool
-) -> None:
+def _check_commit(committed: Committed, log: CommitLog, history: History, *, deep: bool) -> None:
     """A commit is the fold of an issued history, and every chunk of it is in the store."""
-    head = committed.head
+    head, store = committed.head, log.store
     model = history.fold(history.find(head.chain, head.op_seq))
     run = committed._writer.execute
     _compare_rows(run, model)
@@ -253,7 +256,9 @@ def _check_commit(
             stored = store.read(key, offset=offset, length=stored_length)
             table = decode_frame_table(chunk, length, frames)
             chunks[chunk] = b"".join(
-                decode_frame(chunk, i, f, stored[f.offset : f.offset + f.stored_length], key)
+                decode_frame(
+                    chunk, i, f, stored[f.offset : f.offset + f.stored_length], key, log._cipher
+                )
                 for i, f in enumerate(table)
             )
     if deep:

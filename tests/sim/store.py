@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from s3fs_banyan.errors import AlreadyExists, ObjectMissing, Throttled, Unavailable
 from s3fs_banyan.format.commit import CommitFooter, commit_digest, decode_footer
+from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.keys import log_key, parse_log_key
 from s3fs_banyan.remote.base import Capabilities, FileMeta
 from s3fs_banyan.remote.memory import MemoryStore
@@ -49,6 +50,7 @@ class SimStore:
     on_commit: Callable[[CommitFooter], None]
     faults: StoreFaults
     objects: MemoryStore
+    cipher: Cipher | None = None
     outage_from_s: float = 0.0
     outage_until_s: float = 0.0
     outage_every_s: float = 0.0
@@ -82,7 +84,7 @@ class SimStore:
             return self.objects.write(path, data, if_absent=if_absent)
         assert if_absent, f"{path} would be overwritten"
         meta = self.objects.write(path, data, if_absent=True)
-        footer = decode_footer(data, path)
+        footer = decode_footer(data, path, self.cipher)
         assert footer.seq == seq
         if seq > 1:
             before = log_key(seq - 1)

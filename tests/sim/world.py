@@ -31,6 +31,7 @@ from s3fs_banyan.config.prices import EXAMPLE_PRICES, ClassPrice
 from s3fs_banyan.data.blocks import MemoryBlockCache
 from s3fs_banyan.errors import BanyanFSError, Fenced, StoreError
 from s3fs_banyan.format.commit import CommitFooter
+from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.journal.log import Appended, JournalSettings
 from s3fs_banyan.model import BeginEpoch, Cut, Operation, Reap
@@ -47,6 +48,7 @@ from tests.sim.sqlite import SimVFS
 from tests.sim.store import SimStore, StoreFaults, StoreHandle
 
 _VOLUME = VolumeDescriptor(volume_id="5" * 32, created_ns=BASE_NS, pack_bytes=1 << 20)
+_CIPHER = Cipher(bytes(range(32)), bytes.fromhex(_VOLUME.volume_id))
 
 _CLASSES: Final = ClassPolicy(
     rules=(
@@ -88,6 +90,8 @@ class Dials:
     check_chance: float = 0.05
     classes: bool = False
     """Rules send larger files, and what compaction moves, to packs of other classes."""
+    encrypted: bool = False
+    """Whether the volume is encrypted on the client's side."""
     faults: StoreFaults = field(default_factory=StoreFaults)
 
 
@@ -145,6 +149,7 @@ class World:
         self.seed = seed
         self.dials = dials
         self._scratch = scratch
+        self.cipher = _CIPHER if dials.encrypted else None
         self.history = History(mode=_VOLUME.root_mode, created_ns=_VOLUME.created_ns)
         self.events: list[str] = []
         self._digest = hashlib.blake2b(digest_size=16)
@@ -158,6 +163,7 @@ class World:
             on_commit=self._commit_landed,
             faults=dials.faults,
             objects=MemoryStore(clock=wall_ns),
+            cipher=self.cipher,
         )
         self._machines = 0
         self._lives = 0
@@ -209,7 +215,7 @@ class World:
     def check_store(self) -> None:
         """Check the volume from the store alone; a machine lost now loses nothing promised."""
         assert self.head.covers(self.acked)
-        checked = check_store(self.store.objects, _VOLUME, self.history, self._scratch)
+        checked = check_store(self.store.objects, _VOLUME, self.history, self._scratch, self.cipher)
         self.note(f"store checked: {checked} commits")
 
     # --- machines ------------------------------------------------------------------------
@@ -364,7 +370,10 @@ class Mounted:
             async with open_engine(
                 ctx,
                 make_worker=lambda cache: InlineWorker(
-                    lambda job: Sealing(job, disk=ctx.disk, store=ctx.store, cache=cache), runtime
+                    lambda job: Sealing(
+                        job, disk=ctx.disk, store=ctx.store, cache=cache, cipher=ctx.cipher
+                    ),
+                    runtime,
                 ),
                 cache=cache,
                 writer=self.machine.writer,
@@ -425,6 +434,7 @@ class Mounted:
             local=self.machine.local,
             volume=_VOLUME,
             settings=settings,
+            cipher=world.cipher,
         )
 
     async def _serve(self, nursery: trio.Nursery) -> None:

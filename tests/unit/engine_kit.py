@@ -19,6 +19,7 @@ from s3fs_banyan.commit.local import LocalDirectory
 from s3fs_banyan.commit.sealing import Sealing, SealJob
 from s3fs_banyan.commit.worker import InlineWorker, Worker
 from s3fs_banyan.data.blocks import BlockCache, MemoryBlockCache
+from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.journal.disk import RealDisk
 from s3fs_banyan.journal.log import JournalSettings
@@ -84,6 +85,7 @@ class World:
         store: RemoteFileSystem | None = None,
         settings: EngineSettings | None = None,
         boot: str = "boot-1",
+        cipher: Cipher | None = None,
     ) -> Context:
         """Return the context of a mount with the local directory `machine`."""
         local = LocalDirectory(root=self.root / machine)
@@ -99,6 +101,7 @@ class World:
             local=local,
             volume=VOLUME,
             settings=settings or engine_settings(),
+            cipher=cipher,
         )
 
 
@@ -139,7 +142,7 @@ async def running(
 
 def _inline_worker(ctx: Context, cache: BlockCache) -> Worker:
     def make(job: SealJob) -> Sealing:
-        return Sealing(job, disk=ctx.disk, store=ctx.store, cache=cache)
+        return Sealing(job, disk=ctx.disk, store=ctx.store, cache=cache, cipher=ctx.cipher)
 
     return InlineWorker(make, ctx.runtime)
 

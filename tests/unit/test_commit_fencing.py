@@ -61,7 +61,7 @@ def losing(world: World) -> LosingStore:
 
 def log_numbers(world: World) -> list[int]:
     """Return the commits in the store."""
-    return CommitLog(world.store, world.root).sequence_numbers(0)
+    return CommitLog(world.store, world.root, None).sequence_numbers(0)
 
 
 async def test_the_first_commits_name_each_other(world: World) -> None:
@@ -70,7 +70,7 @@ async def test_the_first_commits_name_each_other(world: World) -> None:
         await engine.committer.take_epoch()
         await write_file(engine, b"a", b"one")
         await engine.committer.commit_once()
-    log = CommitLog(world.store, world.root)
+    log = CommitLog(world.store, world.root, None)
     fence, commit = log.read(1), log.read(2)
     assert fence.footer.is_fence
     assert fence.footer.predecessor == NO_DIGEST
@@ -284,7 +284,7 @@ async def test_the_cut_of_a_commit_is_in_the_journal_before_it_is_in_the_store(
 
         world.store.write = watch  # type: ignore[method-assign, assignment]
         await engine.committer.commit_once()
-        footer = CommitLog(world.store, world.root).read(2).footer
+        footer = CommitLog(world.store, world.root, None).read(2).footer
         assert synced
         assert min(synced) >= footer.op_seq
         assert engine.state.cuts[footer.op_seq] == footer.chain

@@ -44,7 +44,7 @@ class FailingWorker(InlineWorker):
 
     def __init__(self, ctx: Context, cache: BlockCache, step: str, error: Exception) -> None:
         def make(job: SealJob) -> Sealing:
-            return Sealing(job, disk=ctx.disk, store=ctx.store, cache=cache)
+            return Sealing(job, disk=ctx.disk, store=ctx.store, cache=cache, cipher=ctx.cipher)
 
         super().__init__(make, ctx.runtime)
         self._step = step

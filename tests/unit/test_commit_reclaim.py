@@ -114,7 +114,7 @@ async def test_the_first_commit_of_an_epoch_is_never_deleted(world: World) -> No
                 await engine.checkpointer.write_now()
                 world.runtime.now_ns += 3600 * SECOND_NS
             assert set(fences) <= set(keys(world))
-    log = CommitLog(world.store, world.root)
+    log = CommitLog(world.store, world.root, None)
     numbers = log.sequence_numbers(0)
     assert len(numbers) < max(numbers), "something was deleted"
 
@@ -151,7 +151,7 @@ async def test_hourly_commits_are_kept_with_a_checkpoint_each(world: World) -> N
         times = engine.reclaimer._commit_times
         hours = [times[seq] // (3600 * SECOND_NS) for seq in head.kept]
         assert len(hours) == len(set(hours)) >= 4
-        log = CommitLog(world.store, world.root)
+        log = CommitLog(world.store, world.root, None)
         for seq in head.kept:
             assert seq in log.checkpoints()
             at = world.root / f"restore-{seq}.db"
@@ -177,7 +177,11 @@ async def test_nothing_is_deleted_when_the_clocks_disagree(
         skewed._objects = world.store._objects
         ctx = world.context("a", store=skewed, settings=keeping(0, 0))
         reclaimer = Reclaimer(
-            ctx, engine.state, CommitLog(skewed, world.root), engine.checkpointer, engine.cache
+            ctx,
+            engine.state,
+            CommitLog(skewed, world.root, None),
+            engine.checkpointer,
+            engine.cache,
         )
         await reclaimer.round()
         assert keys(world) == before

@@ -228,7 +228,7 @@ async def _checkpointed(world: World) -> CommitLog:
             await engine.checkpointer.write_now()
         await write_file(engine, b"three", b"three")
         await engine.committer.commit_once()
-    return CommitLog(world.store, world.root)
+    return CommitLog(world.store, world.root, None)
 
 
 async def test_a_cold_start_uses_the_newest_checkpoint(world: World) -> None:
@@ -286,7 +286,7 @@ async def test_pieces_that_did_not_change_are_not_sent_again(world: World) -> No
         committed = engine.state.committed
         copy = world.root / "copy.db"
         committed.copy_to(copy)
-        log = CommitLog(world.store, world.root)
+        log = CommitLog(world.store, world.root, None)
         known: set[str] = set()
         log.write_checkpoint(copy, committed.head, known)
         sent: list[str] = []
@@ -306,7 +306,7 @@ async def test_a_checkpointer_learns_what_the_store_has(world: World) -> None:
     """After a restart the window may rest on checkpoints of an earlier life."""
     await _checkpointed(world)
     async with running(world.context()) as engine:
-        fresh = Checkpointer(engine.ctx, engine.state, CommitLog(world.store, world.root))
+        fresh = Checkpointer(engine.ctx, engine.state, CommitLog(world.store, world.root, None))
         await fresh.load()
         assert fresh.kept == [2, 3]
 
@@ -314,7 +314,7 @@ async def test_a_checkpointer_learns_what_the_store_has(world: World) -> None:
 async def test_a_commit_that_does_not_follow_is_refused(world: World) -> None:
     """A log object in the wrong place must not be folded."""
     await _checkpointed(world)
-    log = CommitLog(world.store, world.root)
+    log = CommitLog(world.store, world.root, None)
     committed = create_committed(world.root / "x.db", vfs=None, volume=VOLUME)
     with pytest.raises(Corrupt, match="does not follow"):
         log.apply(committed, log.read(2), committed.head)

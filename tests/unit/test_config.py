@@ -23,8 +23,11 @@ from s3fs_banyan.config import (
 )
 from s3fs_banyan.config.file import expand
 from s3fs_banyan.errors import ConfigError
+from tests.unit.config_faults import (
+    SECRET,
+    WRONG_VALUES,
+)
 
-SECRET = "wJalrXUtnFEMI-K7MDENG"
 MISSION_EXAMPLE = """\
 storage:
   remote:
@@ -300,80 +303,6 @@ def test_second_key_names_both_lines(tmp_path: Path) -> None:
     assert line == "log.level: is given twice, on lines 2 and 3"
 
 
-SIZE_FAULT = "not a size: write a number of bytes"
-TIME_FAULT = "not a duration: write a number of seconds"
-FLAG_FAULT = "expected true or false"
-TEXT_FAULT = "expected text: put the value in quotes"
-PATH_FAULT = "must be an absolute path"
-WRONG_VALUES = {
-    "storage.remote.type": [("azure", "expected 's3' or 'file'")],
-    "storage.remote.bucket": [("s3://b", "not the name of a bucket"), ("5", TEXT_FAULT)],
-    "storage.remote.prefix": [("a//b", "only letters, digits"), ("a/../b", "only letters")],
-    "storage.remote.directory": [("a/b", PATH_FAULT), ("[x]", "expected a path")],
-    "storage.remote.region": [("no", TEXT_FAULT)],
-    "storage.remote.endpoint_url": [
-        ("127.0.0.1:9000", "not an address: write http://HOST:PORT"),
-        ("http://h:nine", "not an address"),
-        ("http://[::1", "not an address"),
-        (f"http://u:{SECRET}@h", "only scheme, host, port and path are allowed"),
-    ],
-    "storage.remote.encryption.type": [("sse-x", "expected 'sse-s3', 'sse-kms' or 'sse-c'")],
-    "storage.remote.encryption.key_id": [("[a]", TEXT_FAULT)],
-    "storage.remote.encryption.bucket_key": [("perhaps", FLAG_FAULT)],
-    "storage.remote.encryption.context": [("a", "expected a section with keys, not a value")],
-    "storage.remote.encryption.key": [
-        (f"'{SECRET}!'", "not base64: write the 32 bytes of the key in base64"),
-        ("AAAA", "a key of 3 bytes: it must have 32, in base64"),
-        ("[a]", TEXT_FAULT),
-    ],
-    "storage.remote.encryption.key_file": [("key", PATH_FAULT), ("[x]", "expected a path")],
-    "storage.remote.verify": [("md5", "expected 'auto', 'etag', 'checksum', 'read-back' or")],
-    "storage.remote.path_style": [("perhaps", FLAG_FAULT)],
-    "storage.remote.verify_tls": [("[1]", FLAG_FAULT)],
-    "storage.remote.ca_bundle": [("ca.pem", PATH_FAULT)],
-    "storage.remote.connect_timeout": [("soon", TIME_FAULT), ("0", "must be at least 0.1s")],
-    "storage.remote.read_timeout": [("2h", "must be at most 1h"), ("-1", TIME_FAULT)],
-    "storage.remote.retry_deadline": [("2d", "must be at most 1d")],
-    "storage.remote.connections": [("0", "must be at least 1"), ("1.5", "expected a whole number")],
-    "storage.remote.credentials.access_key": [("5", TEXT_FAULT)],
-    "storage.remote.credentials.secret_key": [("[a]", TEXT_FAULT)],
-    "storage.remote.credentials.session_token": [("true", TEXT_FAULT)],
-    "storage.classes": [("5", "expected a list"), ("{path: x}", "expected a list")],
-    "storage.separate": [("5", "expected a list")],
-    "cost.currency": [("US-Dollar", "is not of the kind"), ("5", TEXT_FAULT)],
-    "cost.egress": [("-1", "must be at least 0"), ("much", "expected a number")],
-    "cost.prices": [("0.1", "expected a list")],
-    "budget.requests_per_hour": [("-1", "must be at least 0"), ("0.5", "expected a whole number")],
-    "budget.interval_max": [("0", "must be at least 1s"), ("2d", "must be at most 1d")],
-    "durability": [("both", "expected 'local' or 'remote'")],
-    "commit.interval": [("0.9s", "must be at least 1s"), (".nan", TIME_FAULT)],
-    "commit.inline_max": [("7MiB", "must be at most 6MiB"), ("4M", SIZE_FAULT)],
-    "journal.segment_size": [("1MiB", "must be at least 4MiB")],
-    "journal.sync_every": [("1KiB", "must be at least 64KiB")],
-    "journal.sync_interval": [("1ms", "must be at least 0.01s"), ("true", TIME_FAULT)],
-    "cache.directory": [("cache", PATH_FAULT), ("5", "expected a path")],
-    "cache.size": [("1.0000001kB", SIZE_FAULT), ("1.5", "not a whole number of bytes")],
-    "cache.dirty_max": [("1MiB", "must be at least 16MiB"), ("false", SIZE_FAULT)],
-    "cache.ram_size": [("-1", SIZE_FAULT), ("[]", SIZE_FAULT)],
-    "cache.block_size": [("1KiB", "must be at least 64KiB"), ("9MiB", "must be at most 8MiB")],
-    "volume.capacity": [("1MiB", "must be at least 1GiB")],
-    "volume.pack_size": [("4MiB", "must be at least 5MiB"), ("2GiB", "must be at most 1GiB")],
-    "reclaim.window": [("1w", TIME_FAULT)],
-    "reclaim.hourly": [(".inf", TIME_FAULT)],
-    "reclaim.grace": [("10000d", "must be at most 3650d")],
-    "reclaim.every": [("0", "must be at least 1s")],
-    "metrics.address": [("9464", TEXT_FAULT), ("':9464'", "not an address to listen on")],
-    "mount.kernel_writeback": [("maybe", FLAG_FAULT)],
-    "mount.read_ahead": [("1GiB", "must be at most 64MiB")],
-    "mount.allow_other": [("3", FLAG_FAULT)],
-    "mount.max_tasks": [("99", "must be at least 100"), ("many", "expected a whole number")],
-    "heartbeat.interval": [("0", "must be at least 1s")],
-    "heartbeat.stale_after": [("2d", "must be at most 1d")],
-    "log.level": [("loud", "expected 'debug', 'info', 'warning' or 'error'")],
-    "log.format": [("xml", "expected 'text' or 'json'")],
-}
-
-
 @pytest.mark.parametrize(
     ("key", "value", "why"),
     [(key, value, why) for key, cases in WRONG_VALUES.items() for value, why in cases],
@@ -423,7 +352,9 @@ def test_unreadable_file_is_named(
 
 def test_secrets_are_in_no_view_of_the_settings(tmp_path: Path) -> None:
     """`status`, a traceback and a debug log all show settings."""
-    config = load(tmp_path, MISSION_EXAMPLE, AWS_ACCESS_KEY="AKIA1", AWS_SECRET_KEY=SECRET)
+    text = f"{MISSION_EXAMPLE}\nencryption: {{passphrase: '${{P}}'}}\n"
+    config = load(tmp_path, text, AWS_ACCESS_KEY="AKIA1", AWS_SECRET_KEY=SECRET, P=SECRET + "2")
+    assert set(config.secrets()) == {"AKIA1", SECRET, SECRET + "2"}
     views = [repr(config), str(config), json.dumps(config.public_dict())]
     views += [config.model_dump_json(), str(config.model_dump())]
     assert not any(SECRET in view or "AKIA1" in view for view in views)
@@ -442,6 +373,8 @@ def test_secrets_are_in_no_view_of_the_settings(tmp_path: Path) -> None:
         f"storage:\n  remote:\n    secret_key: {SECRET}\n",
         f"storage:\n  remote:\n    bucket: s3://{SECRET}\n    credentials: {SECRET}\n",
         f"storage: {{remote: {{credentials: {{secret_key: [{SECRET}]}}}}}}\n",
+        f"encryption: {SECRET}\n",
+        f"encryption: {{passphrase: [{SECRET}], key_file: {SECRET}}}\n",
         f"secret: {SECRET}: {SECRET}\n",
         f"secret: *{SECRET}\n",
         f"secret: &{SECRET}\n",

@@ -17,6 +17,7 @@ import pytest
 from s3fs_banyan.format import record
 from s3fs_banyan.format.checkpoint import CheckpointManifest
 from s3fs_banyan.format.chunk import CHUNK_MAGIC, header_bytes
+from s3fs_banyan.format.keyring import Keyring, KeySlot
 from s3fs_banyan.format.volume import Heartbeat, VolumeDescriptor
 from s3fs_banyan.meta.tables import STATE_COLUMNS, STATE_KEYS
 
@@ -25,7 +26,7 @@ _LAYOUT = re.compile(r"^Layout of `(\w+)\.(\w+)`, (\d+) bytes.*?:\n\n((?:\|.*\n)
 _CODES: Final = {"u8": "B", "u16": "H", "u32": "I", "u64": "Q", "i64": "q"}
 EXPECTED: Final = {
     "record._SEGMENT", "record._HEADER", "chunk._HEAD", "chunk._FRAME", "pack._ENTRY",
-    "pack._FOOTER", "commit._FIXED", "commit._TAIL", "blob._HEAD",
+    "pack._FOOTER", "commit._FIXED", "commit._TAIL", "blob._HEAD", "chunk._PLACE",
 }  # fmt: skip
 
 
@@ -83,6 +84,7 @@ def test_json_fields_are_listed() -> None:
         ("checkpoint.md", CheckpointManifest, {"schema"}),
         ("volume.md", VolumeDescriptor, set[str]()),
         ("volume.md", Heartbeat, set[str]()),
+        ("keyring.md", Keyring, set[str]()),
     ):
         text = (DOCS / document).read_text(encoding="utf-8")
         tables = re.findall(r"^\| field \| type .*\n((?:\|.*\n)+)", text, re.MULTILINE)
@@ -96,6 +98,17 @@ def test_json_fields_are_listed() -> None:
             for table in tables
         ]
         assert wanted in listed
+
+
+def test_the_fields_of_a_key_slot_are_listed() -> None:
+    """Without them nobody unwraps a key by hand."""
+    text = (DOCS / "keyring.md").read_text(encoding="utf-8")
+    table = re.search(r"^A slot:\n\n\| field .*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    assert table is not None
+    listed = {
+        n for line in table[1].splitlines() for n in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    assert listed == {field.name for field in fields(KeySlot)}
 
 
 def test_the_tables_of_a_delta_are_listed() -> None:
