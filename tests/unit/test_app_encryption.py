@@ -34,7 +34,7 @@ def runtime() -> StepRuntime:
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> list[Encryption]:
+def keys(tmp_path: Path) -> list[ClientEncryption]:
     """Three key files, each as a configuration names it."""
     found = []
     for number in range(3):
@@ -45,21 +45,21 @@ def keys(tmp_path: Path) -> list[Encryption]:
 
 
 @pytest.fixture
-def store(runtime: StepRuntime, keys: list[Encryption]) -> MemoryStore:
+def store(runtime: StepRuntime, keys: list[ClientEncryption]) -> MemoryStore:
     """A store with an encrypted volume that the first key opens."""
     made = MemoryStore(clock=runtime.wall_ns)
     make_volume(made, ENCRYPTED, runtime, find_secrets(keys[0]))
     return made
 
 
-def opened(store: MemoryStore, settings: Encryption) -> DataKey:
+def opened(store: MemoryStore, settings: ClientEncryption) -> DataKey:
     """Return the data key, as a mount finds it."""
     found = unlock(store, read_volume(store), settings)
     assert found is not None
     return found[0]
 
 
-def refused(store: MemoryStore, settings: Encryption, why: str) -> None:
+def refused(store: MemoryStore, settings: ClientEncryption, why: str) -> None:
     """The key is refused in one line, with its exit code."""
     with pytest.raises(UsageError, match=why) as caught:
         unlock(store, read_volume(store), settings)
@@ -72,14 +72,16 @@ def keyrings(store: MemoryStore) -> list[str]:
     return [meta.path for meta in store.list("key/")]
 
 
-def test_the_key_opens_and_no_other(store: MemoryStore, keys: list[Encryption]) -> None:
+def test_the_key_opens_and_no_other(store: MemoryStore, keys: list[ClientEncryption]) -> None:
     """And without one the line says how to give one."""
     assert len(opened(store, keys[0]).key) == 32
     refused(store, keys[1], "does not open volume 5e")
     refused(store, ClientEncryption(), "is encrypted: give --passphrase-file")
 
 
-def test_a_key_for_a_plain_volume_is_refused(runtime: StepRuntime, keys: list[Encryption]) -> None:
+def test_a_key_for_a_plain_volume_is_refused(
+    runtime: StepRuntime, keys: list[ClientEncryption]
+) -> None:
     """Who exchanges the descriptor for a plain one must not get data in clear."""
     plain = MemoryStore(clock=runtime.wall_ns)
     make_volume(plain, VOLUME, runtime)
@@ -88,7 +90,7 @@ def test_a_key_for_a_plain_volume_is_refused(runtime: StepRuntime, keys: list[En
 
 
 def test_rekey_exchanges_the_wrapping_and_nothing_else(
-    store: MemoryStore, runtime: StepRuntime, keys: list[Encryption]
+    store: MemoryStore, runtime: StepRuntime, keys: list[ClientEncryption]
 ) -> None:
     """Same data key, one keyring, and the old key opens no more."""
     before = opened(store, keys[0])
@@ -99,7 +101,7 @@ def test_rekey_exchanges_the_wrapping_and_nothing_else(
 
 
 def test_rekey_can_keep_the_present_keys(
-    store: MemoryStore, runtime: StepRuntime, keys: list[Encryption]
+    store: MemoryStore, runtime: StepRuntime, keys: list[ClientEncryption]
 ) -> None:
     """One for the machine, one in the safe; at most eight."""
     for _ in range(7):
@@ -113,7 +115,7 @@ def test_rekey_can_keep_the_present_keys(
 
 
 def test_rekey_with_a_wrong_key_changes_nothing(
-    store: MemoryStore, runtime: StepRuntime, keys: list[Encryption]
+    store: MemoryStore, runtime: StepRuntime, keys: list[ClientEncryption]
 ) -> None:
     """Nobody locks a volume that he cannot open."""
     before = store.read(keyring_key(1))
@@ -126,7 +128,7 @@ def test_rekey_with_a_wrong_key_changes_nothing(
 def test_rekey_that_dies_half_way_leaves_the_new_key(
     store: MemoryStore,
     runtime: StepRuntime,
-    keys: list[Encryption],
+    keys: list[ClientEncryption],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Two keyrings, the higher one counts; the next rekey deletes the other."""
@@ -148,7 +150,7 @@ def test_rekey_that_dies_half_way_leaves_the_new_key(
 def test_two_rekeys_at_once_collide(
     store: MemoryStore,
     runtime: StepRuntime,
-    keys: list[Encryption],
+    keys: list[ClientEncryption],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One of them is told; the other's key opens the volume."""
@@ -168,7 +170,7 @@ def test_two_rekeys_at_once_collide(
 
 @pytest.mark.allow_log_warnings
 def test_the_highest_keyring_that_is_whole_counts(
-    store: MemoryStore, runtime: StepRuntime, keys: list[Encryption]
+    store: MemoryStore, runtime: StepRuntime, keys: list[ClientEncryption]
 ) -> None:
     """They all wrap the same data key: damage to one must not cost the volume."""
     older = store.read(keyring_key(1))
@@ -186,7 +188,7 @@ def test_the_highest_keyring_that_is_whole_counts(
 
 
 def test_what_an_interrupted_mkfs_left_is_passed_over(
-    runtime: StepRuntime, keys: list[Encryption]
+    runtime: StepRuntime, keys: list[ClientEncryption]
 ) -> None:
     """A keyring without a descriptor is nobody's: the next mkfs goes on beside it."""
     store = MemoryStore(clock=runtime.wall_ns)
@@ -203,7 +205,7 @@ def test_what_an_interrupted_mkfs_left_is_passed_over(
 
 
 def test_without_the_store_the_keyring_seen_last_opens(
-    store: MemoryStore, keys: list[Encryption], tmp_path: Path
+    store: MemoryStore, keys: list[ClientEncryption], tmp_path: Path
 ) -> None:
     """A mount goes on from its local state, and is as strict."""
     local = LocalDirectory(root=tmp_path / "local")
@@ -218,7 +220,7 @@ def test_without_the_store_the_keyring_seen_last_opens(
 
 
 def test_a_passphrase_opens_as_typed_and_from_a_file(
-    runtime: StepRuntime, keys: list[Encryption], tmp_path: Path
+    runtime: StepRuntime, keys: list[ClientEncryption], tmp_path: Path
 ) -> None:
     """One line end is not part of it; a key file beside it costs nothing."""
     file = tmp_path / "passphrase"
@@ -260,7 +262,7 @@ def test_a_file_that_holds_no_key_is_named(
 
 
 def test_a_passphrase_that_anybody_guesses_is_not_taken(
-    store: MemoryStore, runtime: StepRuntime, keys: list[Encryption]
+    store: MemoryStore, runtime: StepRuntime, keys: list[ClientEncryption]
 ) -> None:
     """For a new slot; what is there already is only tried."""
     short = find_secrets(ClientEncryption(passphrase=SecretStr("7 chars")))
