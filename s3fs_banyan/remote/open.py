@@ -1,8 +1,12 @@
-"""From a store URL to a store with its layers, and the probe for create-if-absent."""
+"""From a store URL to a store with its layers, and the probe for create-if-absent.
+
+The SDKs of Azure and Google are optional, and slow to import: each is loaded only for a URL of
+its kind.
+"""
 
 from __future__ import annotations
 
-from s3fs_banyan.errors import AlreadyExists, Misconfigured, ObjectMissing
+from s3fs_banyan.errors import AlreadyExists, ConfigError, Misconfigured, ObjectMissing
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.layers import MeterLayer, RequestObserver, RetryLayer
 from s3fs_banyan.remote.local import LocalStore
@@ -19,19 +23,49 @@ def open_store(
 ) -> RemoteFileSystem:
     """Return the store of a URL, metered if there is an observer, and with retries.
 
-    Raises `ConfigError` for the URL, and `Misconfigured` for a directory that is not there
-    (unless `create`). An S3 store is not asked anything: it may well be away just now.
+    Raises `ConfigError` for the URL or an SDK that is not installed, `Denied` where Azure or
+    Google finds no credentials, and `Misconfigured` for a directory that is not there (unless
+    `create`). No service is asked anything: it may well be away just now.
     """
-    store = _bare_store(parse_store_url(url), options, create=create)
+    store = open_bare_store(parse_store_url(url), options, create=create)
     if observer is not None:
         store = MeterLayer(store, observer)
     return RetryLayer(store, deadline_s=options.retry_deadline_s)
 
 
-def _bare_store(url: StoreUrl, options: StoreOptions, *, create: bool) -> RemoteFileSystem:
+def open_bare_store(
+    url: StoreUrl, options: StoreOptions, *, create: bool = False
+) -> RemoteFileSystem:
+    """Return the store itself, without layers; raises what `open_store` does."""
     if url.scheme == "file":
         return LocalStore(url.directory, create=create)
+    if url.scheme == "az":
+        return _azure_store(url, options)
+    if url.scheme == "gs":
+        return _google_store(url, options)
     return S3Store(url.bucket, url.prefix, options)
+
+
+def _azure_store(url: StoreUrl, options: StoreOptions) -> RemoteFileSystem:
+    try:
+        from s3fs_banyan.remote.azure import AzureStore  # noqa: PLC0415  # optional, see above
+    except ModuleNotFoundError as error:
+        raise _not_installed(error, "azure") from error
+    return AzureStore(url.account, url.bucket, url.prefix, options)
+
+
+def _google_store(url: StoreUrl, options: StoreOptions) -> RemoteFileSystem:
+    try:
+        from s3fs_banyan.remote.gcs import GoogleStore  # noqa: PLC0415  # optional, see above
+    except ModuleNotFoundError as error:
+        raise _not_installed(error, "gcs") from error
+    return GoogleStore(url.bucket, url.prefix, options)
+
+
+def _not_installed(error: ModuleNotFoundError, extra: str) -> ConfigError:
+    return ConfigError(
+        f"store: the package {error.name} is not installed: pip install 's3fs-banyan[{extra}]'"
+    )
 
 
 def probe_create_if_absent(store: RemoteFileSystem, token: str) -> bool:
