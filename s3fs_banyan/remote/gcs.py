@@ -33,7 +33,7 @@ from google.api_core import exceptions as sdk
 from google.auth import exceptions as auth
 from google.auth.credentials import AnonymousCredentials
 from google.auth.transport.requests import AuthorizedSession
-from google.cloud.storage import Blob, Client
+from google.cloud.storage import Client
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 
 from s3fs_banyan.errors import (
@@ -50,6 +50,7 @@ from s3fs_banyan.remote.gcs_errors import error_of, missing
 from s3fs_banyan.remote.http_session import WholeBodySession
 from s3fs_banyan.remote.options import StoreOptions
 
+LIST_PAGE_MAX = 1000
 _DELETES_AT_ONCE: Final = 8
 _SCOPE: Final = "https://www.googleapis.com/auth/devstorage.read_write"
 _FIELDS: Final = "items(name,size,md5Hash,etag,updated,storageClass),nextPageToken"
@@ -83,7 +84,11 @@ class GoogleStore:
         if start_after:
             asked["start_offset"] = self._key_prefix + start_after
         with self._translated(what, missing_is_bucket=True):
-            pages = iter(self._client.list_blobs(self._bucket, **asked, **self._once))
+            pages = iter(
+                self._client.list_blobs(
+                    self._bucket, page_size=LIST_PAGE_MAX, **asked, **self._once
+                )
+            )
         last = start_after
         while True:
             with self._translated(what, missing_is_bucket=True):
@@ -115,13 +120,11 @@ class GoogleStore:
         blob = self._bucket.blob(self._key(path))
         try:
             with self._translated(f"read {path}"):
-                blob.download_to_file(
-                    sink, raw_download=True, checksum=None, **asked, **self._once
-                )
+                blob.download_to_file(sink, raw_download=True, checksum=None, **asked, **self._once)
         except _RangeBeyondEnd:
             return b""
         except _WordlessMissing as error:
-            # A download's 404 may have no form. The object's description has one, if it is Google's.
+            # A download's 404 may have no form; the object's description has one, if Google's.
             self.stat(path)
             raise Unavailable(f"{self.url}: read {path}: it was missing a moment ago") from error
         body = sink.getvalue()
@@ -158,10 +161,16 @@ class GoogleStore:
                 checksum=None,  # it is among the properties already
                 **self._once,
             )
-            stored = Blob.from_api_repr(answer.json(), bucket=self._bucket)
-        if stored.md5_hash:
-            self._check_md5(stored.md5_hash, digest, what)
-        return self._meta_of(path, stored, what)
+            stored = answer.json()
+            if stored.get("md5Hash"):
+                self._check_md5(stored["md5Hash"], digest, what)
+            return FileMeta(
+                path=path,
+                size=int(stored["size"]),
+                etag=digest.hex() if stored.get("md5Hash") else str(stored["etag"]),
+                modified_ns=_unix_ns(datetime.fromisoformat(stored["updated"])),
+                storage_class=stored.get("storageClass", ""),
+            )
 
     def delete(self, paths: Sequence[str]) -> None:
         """Delete one by one, some at a time.
@@ -232,7 +241,7 @@ class GoogleStore:
             raise TransferCorrupt(f"{self.url}: {what}: {error}") from error
         except auth.GoogleAuthError as error:
             raise from_auth(error, f"{self.url}: {what}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError) as error:
             # What the SDK makes of an answer that has not the form that it expects.
             raise Unavailable(
                 f"{self.url}: {what}: the answer is not one of Google's ({type(error).__name__})"

@@ -98,9 +98,7 @@ class WholeBodySession(requests.Session):
         return b"".join(pieces)
 
 
-def _check_range(
-    request: requests.PreparedRequest, response: requests.Response, what: str
-) -> None:
+def _check_range(request: requests.PreparedRequest, response: requests.Response, what: str) -> None:
     """Raise `Unavailable` if bytes of another range came than were asked for."""
     asked = request.headers.get("x-ms-range") or request.headers.get("range")
     if not asked or response.status_code not in {200, 206}:

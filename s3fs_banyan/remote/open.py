@@ -48,7 +48,7 @@ def open_bare_store(
 
 def _azure_store(url: StoreUrl, options: StoreOptions) -> RemoteFileSystem:
     try:
-        from s3fs_banyan.remote.azure import AzureStore  # noqa: PLC0415  # optional, see above
+        from s3fs_banyan.remote.azure import AzureStore
     except ModuleNotFoundError as error:
         raise _not_installed(error, "azure") from error
     return AzureStore(url.account, url.bucket, url.prefix, options)
@@ -56,7 +56,7 @@ def _azure_store(url: StoreUrl, options: StoreOptions) -> RemoteFileSystem:
 
 def _google_store(url: StoreUrl, options: StoreOptions) -> RemoteFileSystem:
     try:
-        from s3fs_banyan.remote.gcs import GoogleStore  # noqa: PLC0415  # optional, see above
+        from s3fs_banyan.remote.gcs import GoogleStore
     except ModuleNotFoundError as error:
         raise _not_installed(error, "gcs") from error
     return GoogleStore(url.bucket, url.prefix, options)

@@ -125,6 +125,12 @@ def test_file_store_has_a_url(tmp_path: Path) -> None:
     with_prefix = load(tmp_path, nested("storage.remote", "{type: s3, bucket: abc, prefix: /a/b/}"))
     assert with_prefix.storage.remote.url == "s3://abc/a/b"
     assert load_config(None, {}).storage.remote.url is None
+    in_azure = "{type: azure, account: acc1, container: box, prefix: a}"
+    assert (
+        load(tmp_path, nested("storage.remote", in_azure)).storage.remote.url == "az://acc1/box/a"
+    )
+    in_google = load(tmp_path, nested("storage.remote", "{type: gcs, bucket: abc}"))
+    assert in_google.storage.remote.url == "gs://abc"
 
 
 def test_override_wins_over_the_file_and_none_is_no_override(tmp_path: Path) -> None:
@@ -224,7 +230,7 @@ ACROSS = [
         "storage.remote",
         "{bucket: abc}",
         ".type",
-        "is required when 'bucket' is given: 's3' or 'file'",
+        "is required when 'bucket' is given: 's3', 'azure', 'gcs' or 'file'",
     ),
     (
         "storage.remote",
@@ -237,6 +243,37 @@ ACROSS = [
         "{type: file, directory: /a, region: b}",
         ".region",
         "has no meaning when the type is 'file'",
+    ),
+    (
+        "storage.remote",
+        "{type: azure, container: abc}",
+        ".account",
+        "is required when the type is 'azure'",
+    ),
+    (
+        "storage.remote",
+        "{type: azure, account: abc}",
+        ".container",
+        "is required when the type is 'azure'",
+    ),
+    ("storage.remote", "{type: gcs}", ".bucket", "is required when the type is 'gcs'"),
+    (
+        "storage.remote",
+        "{type: gcs, bucket: abc, region: b}",
+        ".region",
+        "has no meaning when the type is 'gcs'",
+    ),
+    (
+        "storage.remote",
+        "{type: azure, account: abc, container: abc, credentials: {file: /a}}",
+        ".credentials.file",
+        "has no meaning when the type is 'azure'",
+    ),
+    (
+        "storage.remote.credentials",
+        "{account_key: a, sas_token: b}",
+        "",
+        "give one of 'account_key', 'sas_token', 'connection_string'",
     ),
     (
         "storage.remote",
@@ -306,7 +343,13 @@ FLAG_FAULT = "expected true or false"
 TEXT_FAULT = "expected text: put the value in quotes"
 PATH_FAULT = "must be an absolute path"
 WRONG_VALUES = {
-    "storage.remote.type": [("azure", "expected 's3' or 'file'")],
+    "storage.remote.type": [("nfs", "expected 's3', 'azure', 'gcs' or 'file'")],
+    "storage.remote.account": [("My_Account", "not the name of a storage account")],
+    "storage.remote.container": [("a--b", "not the name of a container"), ("5", TEXT_FAULT)],
+    "storage.remote.credentials.account_key": [("[x]", TEXT_FAULT)],
+    "storage.remote.credentials.sas_token": [("[x]", TEXT_FAULT)],
+    "storage.remote.credentials.connection_string": [("[x]", TEXT_FAULT)],
+    "storage.remote.credentials.file": [("a/b", PATH_FAULT)],
     "storage.remote.bucket": [("s3://b", "not the name of a bucket"), ("5", TEXT_FAULT)],
     "storage.remote.prefix": [("a//b", "only letters, digits"), ("a/../b", "only letters")],
     "storage.remote.directory": [("a/b", PATH_FAULT), ("[x]", "expected a path")],
@@ -414,7 +457,15 @@ def test_secrets_are_in_no_view_of_the_settings(tmp_path: Path) -> None:
         "access_key": "***",
         "secret_key": "***",
         "session_token": None,
+        "account_key": None,
+        "sas_token": None,
+        "connection_string": None,
+        "file": None,
     }
+    azure = f"{{type: azure, account: abc, container: abc, credentials: {{sas_token: {SECRET}}}}}"
+    config = load(tmp_path, nested("storage.remote", azure))
+    assert SECRET not in repr(config) + json.dumps(config.public_dict())
+    assert config.secrets() == (SECRET,)
     assert shown["commit"]["interval"] == 30.0
 
 
