@@ -113,6 +113,8 @@ def error_of(
 ) -> StoreError:
     """Return the error for an answer of the store; `what` names the call and its object."""
     kind, advice = CODES.get(code) or _STATUSES.get(status) or (_by_status(status), "")
+    if status == 400 and "contentMD5" in message:  # how azurite says Md5Mismatch
+        kind, advice = TransferCorrupt, ""
     text = f"{what}: {code or f'status {status}'}"
     # Azure's messages go on with request id and time, and for a bad signature with what was signed.
     if first := message.partition("\n")[0].strip()[:_MESSAGE_LENGTH_MAX]:

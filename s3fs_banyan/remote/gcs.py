@@ -142,26 +142,10 @@ class GoogleStore:
     ) -> FileMeta:
         sent = data if isinstance(data, bytes) else bytes(data)
         digest = _md5(sent)
+        generation = 0 if if_absent else None
         what = f"write {path}"
-        blob = self._bucket.blob(self._key(path))
-        blob.md5_hash = base64.b64encode(digest).decode("ascii")
-        if storage_class:
-            blob.storage_class = storage_class
         with self._translated(what, missing_is_bucket=True):
-            answer = blob._do_multipart_upload(  # noqa: SLF001  # see the module's text
-                self._client,
-                io.BytesIO(sent),
-                "application/octet-stream",
-                len(sent),
-                None,  # predefined_acl
-                0 if if_absent else None,  # if_generation_match
-                None,  # if_generation_not_match
-                None,  # if_metageneration_match
-                None,  # if_metageneration_not_match
-                checksum=None,  # it is among the properties already
-                **self._once,
-            )
-            stored = answer.json()
+            stored = self._upload(path, sent, digest, generation, storage_class)
             if stored.get("md5Hash"):
                 self._check_md5(stored["md5Hash"], digest, what)
             return FileMeta(
@@ -171,6 +155,40 @@ class GoogleStore:
                 modified_ns=_unix_ns(datetime.fromisoformat(stored["updated"])),
                 storage_class=stored.get("storageClass", ""),
             )
+
+    def write_with_md5(self, path: str, data: bytes, md5: bytes) -> None:
+        """Write with an MD5 that need not be right, for the probe."""
+        with self._translated(f"write {path}", missing_is_bucket=True):
+            self._upload(path, data, md5, None, "")
+
+    def write_if_match(self, path: str, data: bytes, etag: str) -> None:
+        """Write if the object's generation is the number in `etag`, for the probe."""
+        with self._translated(f"write {path}", missing_is_bucket=True):
+            self._upload(path, data, _md5(data), int(etag), "")
+
+    def _upload(
+        self, path: str, data: bytes, md5: bytes, generation: int | None, storage_class: str
+    ) -> dict[str, Any]:
+        """Send an object in one request; return its description, as Google gives it."""
+        blob = self._bucket.blob(self._key(path))
+        blob.md5_hash = base64.b64encode(md5).decode("ascii")
+        if storage_class:
+            blob.storage_class = storage_class
+        answer = blob._do_multipart_upload(  # noqa: SLF001  # see the module's text
+            self._client,
+            io.BytesIO(data),
+            "application/octet-stream",
+            len(data),
+            None,  # predefined_acl
+            generation,  # if_generation_match
+            None,  # if_generation_not_match
+            None,  # if_metageneration_match
+            None,  # if_metageneration_not_match
+            checksum=None,  # it is among the properties already
+            **self._once,
+        )
+        description: dict[str, Any] = answer.json()
+        return description
 
     def delete(self, paths: Sequence[str]) -> None:
         """Delete one by one, some at a time.

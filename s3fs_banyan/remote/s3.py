@@ -14,11 +14,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import boto3
 from botocore import exceptions as sdk
@@ -36,6 +36,8 @@ from s3fs_banyan.runtime import monotonic_s
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+T = TypeVar("T")
 
 PART_SIZE_MIN: Final = 5 << 20
 _DELETE_BATCH_MAX: Final = 1000
@@ -194,6 +196,14 @@ class S3Store:
 
     def close(self) -> None:
         self._client.close()
+
+    def ask(self, what: str, path: str, call: Callable[[S3Client, dict[str, Any]], T]) -> T:
+        """Make a call that the contract has not, for the probe; raises our errors.
+
+        `call` gets the client, and Bucket and Key of `path`.
+        """
+        with self._translated(what):
+            return call(self._client, {"Bucket": self._bucket, "Key": self._key(path)})
 
     # --- multipart -----------------------------------------------------------------------
 
