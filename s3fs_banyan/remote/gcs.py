@@ -35,6 +35,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.auth.transport.requests import AuthorizedSession
 from google.cloud.storage import Client
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from google.oauth2 import service_account
 
 from s3fs_banyan.errors import (
     BanyanFSError,
@@ -324,12 +325,16 @@ def _client(options: StoreOptions) -> Any:  # noqa: ANN401  # the SDK has no typ
         check=_check_answer,
     )
     endpoint = {"api_endpoint": options.endpoint_url} if options.endpoint_url else None
-    return Client(
+    client = Client(
         project="unused",  # only calls on buckets have a project
         credentials=session.credentials,
         client_options=endpoint,
         _http=session,
     )
+    # For the labels of traces that nobody takes, it would ask for the bucket's description, in a
+    # thread of its own and with retries: requests that no layer counts.
+    client._bucket_metadata_cache = None  # noqa: SLF001
+    return client
 
 
 class _Session(WholeBodySession, AuthorizedSession):
@@ -343,15 +348,15 @@ def _credentials(options: StoreOptions) -> Any:  # noqa: ANN401  # some class of
     """
     if options.credentials_file:
         try:
-            found, _ = google.auth.load_credentials_from_file(
+            return service_account.Credentials.from_service_account_file(
                 options.credentials_file, scopes=[_SCOPE]
             )
         except (auth.GoogleAuthError, ValueError, OSError):
             # The cause may quote the file, which holds a private key: it is not chained.
             raise Denied(
-                f"credentials_file {options.credentials_file} holds no credentials of Google's"
+                f"credentials_file {options.credentials_file} holds no credentials of a Google "
+                "service account"
             ) from None
-        return found
     if options.endpoint_url and "GOOGLE_APPLICATION_CREDENTIALS" not in os.environ:
         return AnonymousCredentials()
     found, _ = google.auth.default(scopes=[_SCOPE])

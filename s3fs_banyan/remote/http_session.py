@@ -59,7 +59,8 @@ class WholeBodySession(requests.Session):
         try:
             response = super().send(request, **kwargs)
         except (requests.RequestException, HTTPError, OSError) as error:
-            raise _from_transport(error, what) from error
+            # Not chained: these errors quote the whole URL, and with it a signature.
+            raise _from_transport(error, what) from None
         with response:
             if self.check_answer is not None:
                 self.check_answer(request, response)
@@ -94,7 +95,7 @@ class WholeBodySession(requests.Session):
                 if monotonic_s() > deadline_s:
                     raise Unavailable(f"{what}: the body came too slowly")
         except (HTTPError, OSError) as error:
-            raise _from_transport(error, what) from error
+            raise _from_transport(error, what) from None
         return b"".join(pieces)
 
 
@@ -123,7 +124,6 @@ def _from_transport(error: Exception, what: str) -> Misconfigured | Unavailable:
         )
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
         return Misconfigured(f"{what}: the address cannot be used: {type(error).__name__}")
-    # The text of these errors may hold the whole URL, and with it a signature that is a secret.
     reason = error
     while reason.__cause__ is not None and isinstance(reason.__cause__, Exception):
         reason = reason.__cause__

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from s3fs_banyan.errors import Misconfigured, Unavailable
+from s3fs_banyan.cli import probing
+from s3fs_banyan.cli.main import app
+from s3fs_banyan.errors import ExitCode, Misconfigured, Unavailable
 from s3fs_banyan.remote.base import RemoteFileSystem
+from s3fs_banyan.remote.local import LocalStore
 from s3fs_banyan.remote.open import open_bare_store
 from s3fs_banyan.remote.options import StoreOptions, parse_store_url
 from s3fs_banyan.remote.probe import NEEDED, Found, is_usable, probe_store
@@ -141,3 +148,44 @@ def test_the_rows_that_a_volume_needs_are_all_probed(tmp_path: Path) -> None:
     url = parse_store_url((tmp_path / "store").as_uri())
     store = open_bare_store(url, StoreOptions(), create=True)
     assert {row.name for row in _probe(store, "file")} >= NEEDED
+
+
+def _run(*arguments: str) -> tuple[int, str]:
+    """Run the command; return (exit code, standard output)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "s3fs_banyan.cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_command_prints_the_table_and_its_verdict(tmp_path: Path) -> None:
+    """A script decides by the exit code, a person by the last line."""
+    place = tmp_path / "store"
+    LocalStore(place, create=True).close()
+    code, text = _run("probe", place.as_uri())
+    assert code == ExitCode.OK
+    assert "create-if-absent    yes\n" in text
+    assert text.endswith("this store can hold a volume\n")
+    code, text = _run("probe", place.as_uri(), "--json")
+    answer = json.loads(text)
+    assert (code, answer["usable"], answer["store"]) == (ExitCode.OK, True, place.as_uri())
+    assert {row["name"] for row in answer["found"] if row["needed"]} == NEEDED
+    code, text = _run("probe", (tmp_path / "gone").as_uri())
+    assert code == ExitCode.STORE
+    assert text.count("\n") == 1
+    assert _run("probe", "nfs://x")[0] == ExitCode.USAGE
+
+
+def test_the_command_ends_with_4_for_a_store_that_lacks_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(tmp_path / "store", create=True)
+    _ignore_the_condition(store)
+    monkeypatch.setattr(probing, "open_bare_store", lambda url, options: store)
+    done = CliRunner().invoke(app, ["probe", "file:///srv/x"])
+    assert done.exit_code == ExitCode.VOLUME
+    assert "CANNOT" in done.stdout
