@@ -144,9 +144,10 @@ class GoogleStore:
         sent = data if isinstance(data, bytes) else bytes(data)
         digest = _md5(sent)
         generation = 0 if if_absent else None
+        key = self._key(path)
         what = f"write {path}"
         with self._translated(what, missing_is_bucket=True):
-            stored = self._upload(path, sent, digest, generation, storage_class)
+            stored = self._upload(key, sent, digest, generation, storage_class)
             if stored.get("md5Hash"):
                 self._check_md5(stored["md5Hash"], digest, what)
             return FileMeta(
@@ -159,19 +160,21 @@ class GoogleStore:
 
     def write_with_md5(self, path: str, data: bytes, md5: bytes) -> None:
         """Write with an MD5 that need not be right, for the probe."""
+        key = self._key(path)
         with self._translated(f"write {path}", missing_is_bucket=True):
-            self._upload(path, data, md5, None, "")
+            self._upload(key, data, md5, None, "")
 
     def write_if_match(self, path: str, data: bytes, etag: str) -> None:
         """Write if the object's generation is the number in `etag`, for the probe."""
+        key = self._key(path)
         with self._translated(f"write {path}", missing_is_bucket=True):
-            self._upload(path, data, _md5(data), int(etag), "")
+            self._upload(key, data, _md5(data), int(etag), "")
 
     def _upload(
-        self, path: str, data: bytes, md5: bytes, generation: int | None, storage_class: str
+        self, key: str, data: bytes, md5: bytes, generation: int | None, storage_class: str
     ) -> dict[str, Any]:
         """Send an object in one request; return its description, as Google gives it."""
-        blob = self._bucket.blob(self._key(path))
+        blob = self._bucket.blob(key)
         blob.md5_hash = base64.b64encode(md5).decode("ascii")
         if storage_class:
             blob.storage_class = storage_class
