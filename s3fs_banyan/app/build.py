@@ -31,6 +31,12 @@ def store_options(config: Config) -> StoreOptions:
         access_key=keys.access_key.get_secret_value() if keys.access_key else "",
         secret_key=keys.secret_key.get_secret_value() if keys.secret_key else "",
         session_token=keys.session_token.get_secret_value() if keys.session_token else "",
+        account_key=keys.account_key.get_secret_value() if keys.account_key else "",
+        sas_token=keys.sas_token.get_secret_value() if keys.sas_token else "",
+        connection_string=(
+            keys.connection_string.get_secret_value() if keys.connection_string else ""
+        ),
+        credentials_file=str(keys.file or ""),
         path_style=remote.path_style,
         verify_tls=remote.verify_tls,
         ca_bundle=str(remote.ca_bundle or ""),

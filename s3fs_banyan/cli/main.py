@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from s3fs_banyan import __version__
-from s3fs_banyan.cli import browse, encryption, explain, mounting, running, volume
+from s3fs_banyan.cli import browse, encryption, explain, mounting, probing, running, volume
 from s3fs_banyan.cli.output import print_line, say
 from s3fs_banyan.errors import BanyanFSError, ExitCode
 from s3fs_banyan.observe import setup_logging
@@ -22,7 +22,7 @@ _INTERRUPTED = 130
 
 app = typer.Typer(
     name=_NAME,
-    help="A POSIX file system that keeps its data in S3 or a directory, made for BanyanDB.",
+    help="A POSIX file system that keeps its data in an object store, made for BanyanDB.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -62,6 +62,7 @@ running.register(app)
 browse.register(app)
 explain.register(app)
 encryption.register(app)
+probing.register(app)
 
 
 def main() -> None:

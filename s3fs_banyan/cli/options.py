@@ -28,7 +28,7 @@ EndpointOption = Annotated[
     typer.Option(
         "--endpoint-url",
         metavar="URL",
-        help="Address of an S3 service that is not Amazon's.",
+        help="Address of a service that is not the provider's own.",
         show_default=False,
     ),
 ]
@@ -56,7 +56,10 @@ KeyFileOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
-_SECRETS_IN_ENVIRONMENT = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_SECRETS_IN_ENVIRONMENT = (
+    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    *("AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_CONNECTION_STRING"),
+)
 
 
 def settings(
@@ -96,8 +99,9 @@ def take_store(
     given = rest.pop(0) if rest and "://" in rest[0] else None
     if given is None and config.storage.remote.url is None and rest:
         raise ConfigError(
-            f"{rest[0]!r} is no store: give s3://BUCKET/PREFIX or file:///DIRECTORY first, or name "
-            f"the store in a file given with --config. Usage: {usage}"
+            f"{rest[0]!r} is no store: give s3://BUCKET/PREFIX, az://ACCOUNT/CONTAINER/PREFIX, "
+            "gs://BUCKET/PREFIX or file:///DIRECTORY first, or name the store in a file given with "
+            f"--config. Usage: {usage}"
         )
     if len(rest) not in counts:
         raise ConfigError(f"wrong number of arguments. Usage: {usage}")

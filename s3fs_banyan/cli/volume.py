@@ -31,7 +31,11 @@ from s3fs_banyan.runtime import RealRuntime
 
 StoreArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[STORE]", help="s3://BUCKET/PREFIX or file:///DIRECTORY"),
+    typer.Argument(
+        metavar="[STORE]",
+        help="s3://BUCKET/PREFIX, az://ACCOUNT/CONTAINER/PREFIX, gs://BUCKET/PREFIX or "
+        "file:///DIRECTORY",
+    ),
 ]
 
 
@@ -62,6 +66,8 @@ def mkfs(
     * `s3fs-banyan mkfs s3://backup/banyandb --region ap-northeast-1`
     * `s3fs-banyan mkfs s3://backup/banyandb --endpoint-url http://127.0.0.1:8333`
     * `s3fs-banyan mkfs s3://backup/banyandb --encrypt --key-file /etc/banyandb.key`
+    * `s3fs-banyan mkfs az://account/container/banyandb`
+    * `s3fs-banyan mkfs gs://backup/banyandb`
     """
     found = settings(
         config,

@@ -69,6 +69,18 @@ def _check_bucket(name: str) -> str:
     return name
 
 
+def _check_account(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]{3,24}", name):
+        _fail("not the name of a storage account: 3 to 24 small letters and digits")
+    return name
+
+
+def _check_container(name: str) -> str:
+    if not re.fullmatch(r"(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*", name):
+        _fail("not the name of a container: 3 to 63 small letters, digits and single hyphens")
+    return name
+
+
 def _check_prefix(prefix: str) -> str:
     """Return the prefix without slashes at its ends; its parts are those that a store allows."""
     stripped = prefix.strip("/")
@@ -112,8 +124,14 @@ class Credentials(Section):
     access_key: SecretStr | None = None
     secret_key: SecretStr | None = None
     session_token: SecretStr | None = None
+    account_key: SecretStr | None = None
+    sas_token: SecretStr | None = None
+    connection_string: SecretStr | None = None
+    file: Annotated[Path, AfterValidator(_check_absolute)] | None = None
 
-    @field_serializer("access_key", "secret_key", "session_token")
+    @field_serializer(
+        "access_key", "secret_key", "session_token", "account_key", "sas_token", "connection_string"
+    )
     def _hide(self, secret: SecretStr | None) -> str | None:
         return None if secret is None else HIDDEN
 
@@ -146,7 +164,9 @@ class Encryption(Section):
 class Remote(Section):
     """Where the volume lies in the store, and how to talk to it."""
 
-    type: Literal["s3", "file"] | None = None
+    type: Literal["s3", "azure", "gcs", "file"] | None = None
+    account: Annotated[str, AfterValidator(_check_account)] | None = None
+    container: Annotated[str, AfterValidator(_check_container)] | None = None
     bucket: Annotated[str, AfterValidator(_check_bucket)] | None = None
     prefix: Annotated[str, AfterValidator(_check_prefix)] = ""
     directory: Annotated[Path, AfterValidator(_check_absolute)] | None = None
@@ -176,6 +196,10 @@ class Remote(Section):
             return f"file://{quote(str(self.directory))}"
         if self.type == "s3":
             return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+        if self.type == "azure":
+            return f"az://{self.account}/{self.container}/{self.prefix}".rstrip("/")
+        if self.type == "gcs":
+            return f"gs://{self.bucket}/{self.prefix}".rstrip("/")
         return None
 
 
@@ -337,6 +361,7 @@ class Config(Section):
             *(credentials.access_key, credentials.secret_key, credentials.session_token),
             self.storage.remote.encryption.key,
             self.encryption.passphrase,
+            *(credentials.account_key, credentials.sas_token, credentials.connection_string),
         )
         return tuple(secret.get_secret_value() for secret in found if secret is not None)
 
@@ -344,26 +369,41 @@ class Config(Section):
 # --- checks across keys ------------------------------------------------------------------
 
 
+_PLACES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    "s3": (("bucket",), ("prefix", "region", "endpoint_url")),
+    "azure": (("account", "container"), ("prefix", "endpoint_url")),
+    "gcs": (("bucket",), ("prefix", "endpoint_url")),
+    "file": (("directory",), ()),
+}
+"""Type of store -> the keys that it needs, and those that it may have beside them."""
+_PLACE_KEYS: Final = ("account", "container", "bucket", "prefix", "directory")
+_TYPES: Final = "'s3', 'azure', 'gcs' or 'file'"
+_CREDENTIALS: Final = {
+    **dict.fromkeys(("access_key", "secret_key", "session_token"), ("s3", "file")),
+    **dict.fromkeys(("account_key", "sas_token", "connection_string"), ("azure",)),
+    "file": ("gcs",),
+}
+"""Key of `credentials` -> the types that it has a meaning for."""
+
+
 def _remote_faults(remote: Remote) -> Iterator[str]:
     """Yield what does not fit together under `storage.remote`."""
     at = "storage.remote"
-    s3_only = {"bucket": remote.bucket, "prefix": remote.prefix, "region": remote.region}
-    s3_only |= {"endpoint_url": remote.endpoint_url}
-    place = {"bucket": remote.bucket, "prefix": remote.prefix, "directory": remote.directory}
     if remote.type is None:
-        for key in (key for key, value in place.items() if value):
-            yield f"{at}.type: is required when '{key}' is given: 's3' or 'file'"
+        # An end point or a region may stand in the file while the command line names the store.
+        for key in (key for key in _PLACE_KEYS if getattr(remote, key)):
+            yield f"{at}.type: is required when '{key}' is given: {_TYPES}"
             break
-    elif remote.type == "s3":
-        if remote.bucket is None:
-            yield f"{at}.bucket: is required when the type is 's3'"
-        if remote.directory is not None:
-            yield f"{at}.directory: has no meaning when the type is 's3'"
     else:
-        if remote.directory is None:
-            yield f"{at}.directory: is required when the type is 'file'"
-        for key in (key for key, value in s3_only.items() if value):
-            yield f"{at}.{key}: has no meaning when the type is 'file'"
+        needed, allowed = _PLACES[remote.type]
+        for key in (key for key in needed if not getattr(remote, key)):
+            yield f"{at}.{key}: is required when the type is '{remote.type}'"
+        for key in (*_PLACE_KEYS, "region", "endpoint_url"):
+            if getattr(remote, key) and key not in (*needed, *allowed):
+                yield f"{at}.{key}: has no meaning when the type is '{remote.type}'"
+        for key, types in _CREDENTIALS.items():
+            if getattr(remote.credentials, key) and remote.type not in types:
+                yield f"{at}.credentials.{key}: has no meaning when the type is '{remote.type}'"
     if remote.ca_bundle is not None and not remote.verify_tls:
         yield f"{at}.ca_bundle: has no meaning when 'verify_tls' is false"
     keys = remote.credentials
@@ -373,6 +413,8 @@ def _remote_faults(remote: Remote) -> Iterator[str]:
         yield f"{at}.credentials.access_key: is required when 'secret_key' is given"
     if keys.access_key is None and keys.secret_key is None and keys.session_token is not None:
         yield f"{at}.credentials.access_key: is required when 'session_token' is given"
+    if sum(map(bool, (keys.account_key, keys.sas_token, keys.connection_string))) > 1:
+        yield f"{at}.credentials: give one of 'account_key', 'sas_token', 'connection_string'"
     yield from _encryption_faults(remote, f"{at}.encryption")
 
 
@@ -387,8 +429,8 @@ def _encryption_faults(remote: Remote, at: str) -> Iterator[str]:
             yield f"{at}.type: is required when '{key}' is given"
             return
         return
-    if remote.type == "file":
-        yield f"{at}.type: has no meaning when the store's type is 'file'"
+    if remote.type in {"file", "azure", "gcs"}:
+        yield f"{at}.type: has no meaning when the store's type is '{remote.type}'"
     if asked.type == "sse-kms" and asked.key_id is None:
         yield f"{at}.key_id: is required when the type is 'sse-kms'"
     if asked.type == "sse-c" and (asked.key is None) == (asked.key_file is None):

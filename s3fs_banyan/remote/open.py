@@ -1,4 +1,8 @@
-"""From a store URL to a store with its layers, and the probe for create-if-absent."""
+"""From a store URL to a store with its layers, and the probe for create-if-absent.
+
+The SDKs of Azure and Google are optional, and slow to import: each is loaded only for a URL of
+its kind.
+"""
 
 from __future__ import annotations
 
@@ -23,23 +27,55 @@ def open_store(
 
     `verified` is told by what each upload was believed.
 
-    Raises `ConfigError` for the URL, and `Misconfigured` for a directory that is not there
-    (unless `create`). An S3 store is not asked anything: it may well be away just now.
+    Raises `ConfigError` for the URL or an SDK that is not installed, `Denied` where Azure or
+    Google finds no credentials, and `Misconfigured` for a directory that is not there (unless
+    `create`). No service is asked anything: it may well be away just now.
     """
-    store = _bare_store(parse_store_url(url), options, verified, create=create)
+    store = open_bare_store(parse_store_url(url), options, verified=verified, create=create)
     if observer is not None:
         store = MeterLayer(store, observer)
     return RetryLayer(store, deadline_s=options.retry_deadline_s)
 
 
-def _bare_store(
-    url: StoreUrl, options: StoreOptions, verified: VerificationObserver | None, *, create: bool
+def open_bare_store(
+    url: StoreUrl,
+    options: StoreOptions,
+    *,
+    verified: VerificationObserver | None = None,
+    create: bool = False,
 ) -> RemoteFileSystem:
+    """Return the store itself, without layers; raises what `open_store` does."""
     if url.scheme != "s3" and options.encryption:
         raise ConfigError(f"storage.remote.encryption: is for S3, not for a {url.scheme} store")
     if url.scheme == "file":
         return LocalStore(url.directory, create=create)
+    if url.scheme == "az":
+        return _azure_store(url, options)
+    if url.scheme == "gs":
+        return _google_store(url, options)
     return S3Store(url.bucket, url.prefix, options, observer=verified)
+
+
+def _azure_store(url: StoreUrl, options: StoreOptions) -> RemoteFileSystem:
+    try:
+        from s3fs_banyan.remote.azure import AzureStore
+    except ModuleNotFoundError as error:
+        raise _not_installed(error, "azure") from error
+    return AzureStore(url.account, url.bucket, url.prefix, options)
+
+
+def _google_store(url: StoreUrl, options: StoreOptions) -> RemoteFileSystem:
+    try:
+        from s3fs_banyan.remote.gcs import GoogleStore
+    except ModuleNotFoundError as error:
+        raise _not_installed(error, "gcs") from error
+    return GoogleStore(url.bucket, url.prefix, options)
+
+
+def _not_installed(error: ModuleNotFoundError, extra: str) -> ConfigError:
+    return ConfigError(
+        f"store: the package {error.name} is not installed: pip install 's3fs-banyan[{extra}]'"
+    )
 
 
 def probe_create_if_absent(store: RemoteFileSystem, token: str) -> bool:

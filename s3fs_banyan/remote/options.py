@@ -15,15 +15,21 @@ from s3fs_banyan.remote.s3_encryption import ServerEncryption
 from s3fs_banyan.remote.s3_integrity import VERIFY_MODES
 
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
-_FORMS: Final = "use s3://BUCKET/PREFIX or file:///DIRECTORY"
+_ACCOUNT: Final = re.compile(r"[a-z0-9]{3,24}")
+_CONTAINER: Final = re.compile(r"(?=.{3,63}$)[a-z0-9]+(-[a-z0-9]+)*")
+_FORMS: Final = (
+    "use s3://BUCKET/PREFIX, az://ACCOUNT/CONTAINER/PREFIX, gs://BUCKET/PREFIX or file:///DIRECTORY"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreUrl:
-    """A parsed store URL: for `s3` a bucket and a prefix, for `file` a directory."""
+    """A parsed store URL: a bucket and a prefix, for `az` with an account, or a directory."""
 
     scheme: str
+    account: str = ""
     bucket: str = ""
+    """For `az` the container."""
     prefix: str = ""
     directory: Path = Path("/")
 
@@ -34,7 +40,8 @@ class StoreOptions:
 
     region: str = ""
     endpoint_url: str = ""
-    """Empty for Amazon's own; else `http(s)://host:port` of another S3 service."""
+    """Empty for the provider's own; else `http(s)://host:port` of another service. For Azure it
+    is the address of the account: an emulator's has the account's name as its path."""
     access_key: str = field(default="", repr=False)
     secret_key: str = field(default="", repr=False)
     """Both keys empty: the SDK's standard chain (environment, profile, instance role)."""
@@ -57,6 +64,12 @@ class StoreOptions:
     encryption_key: str = field(default="", repr=False)
     """SSE-C: the key, base64. A secret."""
     verify: str = "auto"
+    # Azure: one of the three, or the environment, or this machine's identity.
+    account_key: str = field(default="", repr=False)
+    sas_token: str = field(default="", repr=False)
+    connection_string: str = field(default="", repr=False)
+    # Google: a service account's JSON file; empty for the standard chain.
+    credentials_file: str = ""
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for values that cannot work together."""
@@ -64,6 +77,12 @@ class StoreOptions:
             raise ConfigError("store: give access_key and secret_key, or neither of them")
         if self.session_token and not self.access_key:
             raise ConfigError("store: session_token goes with access_key and secret_key")
+        if sum(map(bool, (self.account_key, self.sas_token, self.connection_string))) > 1:
+            raise ConfigError("store: give one of account_key, sas_token and connection_string")
+        if self.connection_string and self.endpoint_url:
+            raise ConfigError("store: connection_string names the end point: drop endpoint_url")
+        if self.credentials_file and not Path(self.credentials_file).is_file():
+            raise ConfigError(f"store: credentials_file {self.credentials_file} is no file")
         if self.endpoint_url:
             _check_endpoint(self.endpoint_url)
         if self.ca_bundle and not Path(self.ca_bundle).is_file():
@@ -102,31 +121,52 @@ def parse_store_url(url: str) -> StoreUrl:
     # The URL itself is quoted only after this check: a password in it must not get into a log.
     if "@" in parts.netloc:
         raise ConfigError(
-            "store URL with credentials in it: take them out, and give access_key and secret_key "
-            "in the configuration or the environment"
+            "store URL with credentials in it: take them out, and give them (access_key and "
+            "secret_key for S3) in the configuration or the environment"
         )
     if parts.query or parts.fragment:
         raise ConfigError(f"store URL {url!r} has a query or a fragment: {_FORMS}")
-    if parts.scheme == "s3":
-        return _parse_s3(url, parts.netloc, parts.path)
+    if parts.scheme in {"s3", "gs"}:
+        return _parse_bucket(parts.scheme, url, parts.netloc, parts.path)
+    if parts.scheme == "az":
+        return _parse_az(url, parts.netloc, parts.path)
     if parts.scheme == "file":
         return _parse_file(url, parts.netloc, parts.path)
     raise ConfigError(f"store URL {url!r} is of no kind that is known: {_FORMS}")
 
 
-def _parse_s3(url: str, bucket: str, path: str) -> StoreUrl:
+def _parse_bucket(scheme: str, url: str, bucket: str, path: str) -> StoreUrl:
     if not _BUCKET.fullmatch(bucket):
         raise ConfigError(
             f"store URL {url!r}: {bucket!r} is no bucket name (3 to 63 letters, digits, dots, "
             "hyphens)"
         )
+    return StoreUrl(scheme=scheme, bucket=bucket, prefix=_prefix_of(url, path))
+
+
+def _parse_az(url: str, account: str, path: str) -> StoreUrl:
+    if not _ACCOUNT.fullmatch(account):
+        raise ConfigError(
+            f"store URL {url!r}: {account!r} is no storage account (3 to 24 small letters and "
+            "digits): use az://ACCOUNT/CONTAINER/PREFIX"
+        )
+    container, _, prefix = path.lstrip("/").partition("/")
+    if not _CONTAINER.fullmatch(container):
+        raise ConfigError(
+            f"store URL {url!r}: {container!r} is no container name (3 to 63 small letters, "
+            "digits, single hyphens): use az://ACCOUNT/CONTAINER/PREFIX"
+        )
+    return StoreUrl(scheme="az", account=account, bucket=container, prefix=_prefix_of(url, prefix))
+
+
+def _prefix_of(url: str, path: str) -> str:
     prefix = path.strip("/")
     if prefix:
         try:
             check_path(prefix)
         except ValueError as error:
             raise ConfigError(f"store URL {url!r}: unusable prefix: {error}") from error
-    return StoreUrl(scheme="s3", bucket=bucket, prefix=prefix)
+    return prefix
 
 
 def _parse_file(url: str, host: str, path: str) -> StoreUrl:

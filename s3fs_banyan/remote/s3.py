@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import boto3
 from botocore import exceptions as sdk
@@ -40,10 +40,12 @@ from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.s3_answers import (
     answered_ns,
     body_of,
+    code_of,
     cut_range,
     etag_of,
     field_of,
     is_path,
+    status_of,
     unix_ns,
 )
 from s3fs_banyan.remote.s3_errors import error_of
@@ -51,6 +53,8 @@ from s3fs_banyan.remote.s3_integrity import How, Integrity, Sums, Upload, Verifi
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+T = TypeVar("T")
 
 PART_SIZE_MIN: Final = 5 << 20
 _DELETE_BATCH_MAX: Final = 1000
@@ -202,7 +206,7 @@ class S3Store:
                     Bucket=self._bucket, Key=key, **self._encryption.for_bytes()
                 )
             except sdk.ClientError as error:
-                if _status_of(error) == 404:
+                if status_of(error.response) == 404:
                     # An answer to HEAD has no body, so a missing bucket looks just the same.
                     self._client.head_bucket(Bucket=self._bucket)
                 raise
@@ -219,6 +223,14 @@ class S3Store:
 
     def close(self) -> None:
         self._client.close()
+
+    def ask(self, what: str, path: str, call: Callable[[S3Client, dict[str, Any]], T]) -> T:
+        """Make a call that the contract has not, for the probe; raises our errors.
+
+        `call` gets the client, and Bucket and Key of `path`.
+        """
+        with self._translated(what):
+            return call(self._client, {"Bucket": self._bucket, "Key": self._key(path)})
 
     # --- multipart -----------------------------------------------------------------------
 
@@ -344,7 +356,7 @@ class S3Store:
                     Bucket=self._bucket, Key=key, UploadId=upload_id
                 )
             except sdk.ClientError as error:
-                if _code_of(error) != "NoSuchUpload":
+                if code_of(error.response) != "NoSuchUpload":
                     raise
         self._uploads.pop(upload_id, None)
 
@@ -463,7 +475,7 @@ class S3Store:
             raise from_sdk(error, f"{self.url}: {what}") from error
 
     def _from_answer(self, error: sdk.ClientError, what: str) -> StoreError:
-        code, status = _code_of(error), _status_of(error)
+        code, status = code_of(error.response), status_of(error.response)
         if status == 416:
             return _RangeBeyondEnd(what)
         if status == 404:
@@ -584,11 +596,3 @@ def _send_small_body_at_once(request: AWSRequest, **_: object) -> None:
     size = determine_content_length(request.data)
     if size is not None and size <= _EXPECT_ABOVE_BYTES:
         del request.headers["Expect"]
-
-
-def _code_of(error: sdk.ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _status_of(error: sdk.ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

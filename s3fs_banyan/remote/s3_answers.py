@@ -99,3 +99,13 @@ def field_of(answer: Mapping[str, Any], name: str, what: str) -> Any:  # noqa: A
 def etag_of(answer: Mapping[str, Any], what: str) -> str:
     """Return the ETag, without its quotes."""
     return str(field_of(answer, "ETag", what)).strip('"')
+
+
+def code_of(answer: Mapping[str, Any]) -> str:
+    """Return the code of an error answer, "" if it has none."""
+    return str(answer.get("Error", {}).get("Code", ""))
+
+
+def status_of(answer: Mapping[str, Any]) -> int:
+    """Return the HTTP status of an answer, 0 if it is not known."""
+    return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

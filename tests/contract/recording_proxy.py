@@ -65,6 +65,7 @@ class RecordingProxy:
     access_key: str
     secret_key: str
     endpoint_url: str = ""
+    kind: str = "s3"
     requests: list[Request] = field(default_factory=list)
     fault: Fault | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)

@@ -14,19 +14,21 @@ from pathlib import Path
 
 import pytest
 
+from s3fs_banyan.remote.azure import AzureStore
 from s3fs_banyan.remote.base import RemoteFileSystem
+from s3fs_banyan.remote.gcs import GoogleStore
 from s3fs_banyan.remote.layers import MeterLayer, RetryLayer
 from s3fs_banyan.remote.local import LocalStore
 from s3fs_banyan.remote.memory import MemoryStore
 from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.s3 import S3Store
-from tests.servers import ObjectServer
+from tests.servers import AzuriteServer, GcsServer, ObjectServer
 
-BARE = ("memory", "local", "seaweed", "moto")
+BARE = ("memory", "local", "seaweed", "moto", "azurite", "gcs")
 ENCRYPTED = ("seaweed/sse-c", "moto/sse-kms")
 PLAIN = (*BARE, "memory+layers", "local+layers", "seaweed+layers")
 ALL = (*PLAIN, *ENCRYPTED)
-MULTIPART = ("memory", "seaweed", "moto", "memory+layers", "seaweed+layers", *ENCRYPTED)
+MULTIPART = ("memory", "seaweed", "moto", "azurite", "memory+layers", "seaweed+layers", *ENCRYPTED)
 S3 = ("seaweed", "moto")
 
 ENCRYPTIONS: dict[str, dict[str, object]] = {
@@ -76,11 +78,45 @@ def memory_store() -> MemoryStore:
 
 def s3_store(server: ObjectServer, **changes: object) -> S3Store:
     """Return an empty store on a server, under a prefix of its own in a shared bucket."""
-    bucket = _buckets.get(server.endpoint_url)
-    if bucket is None:
-        bucket = _buckets[server.endpoint_url] = server.bucket()
     options = options_for(server, **changes)
-    return S3Store(bucket, f"some/where-{next(_prefix_numbers)}", options)
+    return S3Store(_bucket_of(server), f"some/where-{next(_prefix_numbers)}", options)
+
+
+def azure_options(server: AzuriteServer, **changes: object) -> StoreOptions:
+    """Return the options that reach azurite, with some of them changed."""
+    values: dict[str, object] = {
+        "endpoint_url": server.endpoint_url,
+        "account_key": server.secret_key,
+        "read_timeout_s": 60.0,
+    }
+    return StoreOptions(**(values | changes))  # type: ignore[arg-type]
+
+
+def azure_store(server: AzuriteServer) -> AzureStore:
+    """Return an empty store on a server, under a prefix of its own in a shared container."""
+    prefix = f"some/where-{next(_prefix_numbers)}"
+    return AzureStore(server.account, _bucket_of(server), prefix, azure_options(server))
+
+
+def gcs_store(server: GcsServer) -> GoogleStore:
+    """Return an empty store on a server, under a prefix of its own in a shared bucket."""
+    options = StoreOptions(endpoint_url=server.endpoint_url, read_timeout_s=60.0)
+    return GoogleStore(_bucket_of(server), f"some/where-{next(_prefix_numbers)}", options)
+
+
+def store_on(server: ObjectServer, **changes: object) -> RemoteFileSystem:
+    """Return an empty store on a server of any kind; `changes` are for S3."""
+    if isinstance(server, AzuriteServer):
+        return azure_store(server)
+    if isinstance(server, GcsServer):
+        return gcs_store(server)
+    return s3_store(server, **changes)
+
+
+def _bucket_of(server: ObjectServer) -> str:
+    if server.endpoint_url not in _buckets:
+        _buckets[server.endpoint_url] = server.bucket()
+    return _buckets[server.endpoint_url]
 
 
 @pytest.fixture
@@ -94,7 +130,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RemoteFile
     elif name == "local":
         made = LocalStore(tmp_path / "store", create=True)
     else:
-        made = s3_store(request.getfixturevalue(name), **ENCRYPTIONS[encryption])
+        made = store_on(request.getfixturevalue(name), **ENCRYPTIONS[encryption])
     if layers:
         made = RetryLayer(MeterLayer(made, Requests()), deadline_s=30)
     yield made

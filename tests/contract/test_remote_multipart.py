@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from s3fs_banyan.errors import Misconfigured, ObjectMissing, TransferCorrupt, Unavailable
+from s3fs_banyan.remote.azure import AzureStore
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.layers import multipart_of
 from s3fs_banyan.remote.multipart import UploadState, expected_etag, upload_file_multipart
@@ -89,8 +90,14 @@ def test_unfinished_uploads_are_listed_until_aborted(store: RemoteFileSystem) ->
     assert [path for path, _, _ in parts.list_uploads()] == ["other/2"]
     with pytest.raises(ObjectMissing):
         parts.list_parts("pack/1", first)
-    with pytest.raises((ObjectMissing, Unavailable)):  # moto answers 500
+    if isinstance(store, AzureStore):  # it takes the block, and nobody can name it any more
         parts.upload_part("pack/1", first, 1, b"late")
+        with pytest.raises(ObjectMissing):
+            parts.list_parts("pack/1", first)
+        assert [path for path, _, _ in parts.list_uploads()] == ["other/2"]
+    else:
+        with pytest.raises((ObjectMissing, Unavailable)):  # moto answers 500
+            parts.upload_part("pack/1", first, 1, b"late")
     assert list(store.list()) == []
 
 

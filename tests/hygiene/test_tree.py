@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -57,6 +58,15 @@ def test_lock_files_pin_by_version_and_hash() -> None:
     assert {path.name for path in locks} >= {"build.lock", "runtime.lock", "dev.lock"}
     _report(_broken(locks, rules.unhashed_requirements))
     _report(_broken(locks, rules.addresses))
+
+
+def test_the_lock_file_of_node_pins_by_version_and_hash() -> None:
+    """The same for the one tool of the tests that comes from another registry."""
+    path = Path("scripts/locks/azurite/package-lock.json")
+    packages = json.loads(tree.text(path))["packages"]
+    assert packages.pop("")["dependencies"] == {"azurite": "3.35.0"}
+    loose = [f"{name} has no hash" for name, found in packages.items() if "integrity" not in found]
+    _report([*loose, *rules.addresses(tree.text(path))])
 
 
 def test_the_root_holds_only_what_belongs_there() -> None:

@@ -106,7 +106,7 @@ def file_volume(directory: Path, settings: Settings | None = None) -> Volume:
     return Volume(url=url, directory=directory, settings=settings or {}).mkfs()
 
 
-def s3_volume(
+def server_volume(
     server: ObjectServer,
     directory: Path,
     settings: Settings | None = None,
@@ -125,17 +125,8 @@ def s3_volume(
     bucket = _BUCKETS.setdefault(server.endpoint_url, "") or server.bucket()
     _BUCKETS[server.endpoint_url] = bucket
     prefix = f"vol-{secrets.token_hex(6)}"
-    remote: dict[str, object] = {
-        "type": "s3",
-        "bucket": bucket,
-        "prefix": prefix,
-        "region": "us-east-1",
-        "endpoint_url": endpoint_url or server.endpoint_url,
-        "credentials": {
-            "access_key": "${AWS_ACCESS_KEY_ID}",
-            "secret_key": "${AWS_SECRET_ACCESS_KEY}",
-        },
-    }
+    url, place, environment = _reach(server, bucket, prefix)
+    remote = {"prefix": prefix, "endpoint_url": endpoint_url or server.endpoint_url, **place}
     if encryption:
         remote["encryption"] = encryption
     if small:
@@ -143,15 +134,46 @@ def s3_volume(
     settings = dict(settings or {})
     remote |= settings.pop("remote", {})
     return Volume(
-        url=f"s3://{bucket}/{prefix}",
+        url=url,
         directory=directory,
         settings={"storage": {"remote": remote}, **settings},
-        environment={
-            "AWS_ACCESS_KEY_ID": server.access_key,
-            "AWS_SECRET_ACCESS_KEY": server.secret_key,
-        },
+        environment=environment,
         small=small,
     ).mkfs()
+
+
+s3_volume = server_volume
+
+
+def _reach(
+    server: ObjectServer, bucket: str, prefix: str
+) -> tuple[str, dict[str, object], dict[str, str]]:
+    """Return (store URL, settings of the store, environment) for a server's kind."""
+    if server.kind == "azure":
+        place: dict[str, object] = {
+            "type": "azure",
+            "account": server.access_key,
+            "container": bucket,
+            "credentials": {"account_key": "${TEST_ACCOUNT_KEY}"},
+        }
+        url = f"az://{server.access_key}/{bucket}/{prefix}"
+        return url, place, {"TEST_ACCOUNT_KEY": server.secret_key}
+    if server.kind == "gcs":
+        return f"gs://{bucket}/{prefix}", {"type": "gcs", "bucket": bucket}, {}
+    place = {
+        "type": "s3",
+        "bucket": bucket,
+        "region": "us-east-1",
+        "credentials": {
+            "access_key": "${AWS_ACCESS_KEY_ID}",
+            "secret_key": "${AWS_SECRET_ACCESS_KEY}",
+        },
+    }
+    environment = {
+        "AWS_ACCESS_KEY_ID": server.access_key,
+        "AWS_SECRET_ACCESS_KEY": server.secret_key,
+    }
+    return f"s3://{bucket}/{prefix}", place, environment
 
 
 class Mount:

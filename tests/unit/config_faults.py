@@ -9,7 +9,13 @@ FLAG_FAULT = "expected true or false"
 TEXT_FAULT = "expected text: put the value in quotes"
 PATH_FAULT = "must be an absolute path"
 WRONG_VALUES = {
-    "storage.remote.type": [("azure", "expected 's3' or 'file'")],
+    "storage.remote.type": [("nfs", "expected 's3', 'azure', 'gcs' or 'file'")],
+    "storage.remote.account": [("My_Account", "not the name of a storage account")],
+    "storage.remote.container": [("a--b", "not the name of a container"), ("5", TEXT_FAULT)],
+    "storage.remote.credentials.account_key": [("[x]", TEXT_FAULT)],
+    "storage.remote.credentials.sas_token": [("[x]", TEXT_FAULT)],
+    "storage.remote.credentials.connection_string": [("[x]", TEXT_FAULT)],
+    "storage.remote.credentials.file": [("a/b", PATH_FAULT)],
     "storage.remote.bucket": [("s3://b", "not the name of a bucket"), ("5", TEXT_FAULT)],
     "storage.remote.prefix": [("a//b", "only letters, digits"), ("a/../b", "only letters")],
     "storage.remote.directory": [("a/b", PATH_FAULT), ("[x]", "expected a path")],

@@ -227,7 +227,7 @@ ACROSS = [
         "storage.remote",
         "{bucket: abc}",
         ".type",
-        "is required when 'bucket' is given: 's3' or 'file'",
+        "is required when 'bucket' is given: 's3', 'azure', 'gcs' or 'file'",
     ),
     (
         "storage.remote",
@@ -359,11 +359,8 @@ def test_secrets_are_in_no_view_of_the_settings(tmp_path: Path) -> None:
     views += [config.model_dump_json(), str(config.model_dump())]
     assert not any(SECRET in view or "AKIA1" in view for view in views)
     shown: Any = config.public_dict()
-    assert shown["storage"]["remote"]["credentials"] == {
-        "access_key": "***",
-        "secret_key": "***",
-        "session_token": None,
-    }
+    given = {k: v for k, v in shown["storage"]["remote"]["credentials"].items() if v is not None}
+    assert given == {"access_key": "***", "secret_key": "***"}
     assert shown["commit"]["interval"] == 30.0
 
 

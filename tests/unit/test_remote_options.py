@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,13 @@ from s3fs_banyan.remote.options import StoreOptions, StoreUrl, parse_store_url
         ("s3://bucket/", StoreUrl(scheme="s3", bucket="bucket")),
         ("s3://my.bucket-1/a/b", StoreUrl(scheme="s3", bucket="my.bucket-1", prefix="a/b")),
         ("s3://bucket/a/b/", StoreUrl(scheme="s3", bucket="bucket", prefix="a/b")),
+        ("gs://bucket/a/b/", StoreUrl(scheme="gs", bucket="bucket", prefix="a/b")),
+        ("az://acc1/box", StoreUrl(scheme="az", account="acc1", bucket="box")),
+        ("az://acc1/box/", StoreUrl(scheme="az", account="acc1", bucket="box")),
+        (
+            "az://acc1/box-2/a/b/",
+            StoreUrl(scheme="az", account="acc1", bucket="box-2", prefix="a/b"),
+        ),
         ("file:///srv/store", StoreUrl(scheme="file", directory=Path("/srv/store"))),
         ("file://localhost/srv/x/", StoreUrl(scheme="file", directory=Path("/srv/x"))),
         ("file:///srv/two%20words", StoreUrl(scheme="file", directory=Path("/srv/two words"))),
@@ -47,6 +55,16 @@ def test_good_url(url: str, expected: StoreUrl) -> None:
         "s3://bucket/a?x=1",
         "s3://bucket/a#x",
         "s3://bucket:9000/a",
+        "gs://",
+        "gs://bucket/a//b",
+        "az://",
+        "az://acc1",
+        "az://acc1/",
+        "az://Acc/box",
+        "az://acc1/Box",
+        "az://acc1/b--x",
+        "az://acc1/box/a//b",
+        "az://acc1.blob.example.net/box",
         "file://srv/store",
         "file://",
         "file:///",
@@ -80,6 +98,37 @@ def test_directory_is_made_only_when_asked(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     open_store(url, StoreOptions(), create=True).write("x", b"0123")
     assert open_store(url, StoreOptions()).read("x") == b"0123"
+
+
+@pytest.mark.parametrize("url", ["az://acc1/box", "gs://bucket/x"])
+def test_store_whose_sdk_is_not_installed_says_what_to_install(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The SDKs of the clouds are optional, and most installations have none."""
+    for name in ("azure", "gcs"):
+        monkeypatch.delitem(sys.modules, f"s3fs_banyan.remote.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "azure.storage.blob", None)
+    monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
+    with pytest.raises(
+        ConfigError, match=r"is not installed: pip install 's3fs-banyan\[(azure|gcs)\]"
+    ):
+        open_store(url, StoreOptions())
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        (
+            "az://acc1/box/p",
+            StoreOptions(endpoint_url="http://127.0.0.1:9/acc1", account_key="a2V5"),
+        ),
+        ("gs://bucket/p", StoreOptions(endpoint_url="http://127.0.0.1:9")),
+    ],
+)
+def test_opening_a_store_of_a_cloud_makes_no_call(url: str, options: StoreOptions) -> None:
+    store = open_store(url, options)
+    assert store.url == url
+    store.close()
 
 
 def test_opening_an_s3_store_makes_no_call() -> None:
