@@ -33,6 +33,16 @@ def store_options(config: Config) -> StoreOptions:
         read_timeout_s=remote.read_timeout_s,
         connections=remote.connections,
         retry_deadline_s=remote.retry_deadline_s,
+        pacing=remote.pacing.enabled,
+        hedging=remote.pacing.hedging,
+        uploads_min=remote.pacing.uploads_min,
+        uploads_max=remote.pacing.uploads_max,
+        demand_min=remote.pacing.demand_min,
+        demand_max=remote.pacing.demand_max,
+        prefetch_min=remote.pacing.prefetch_min,
+        prefetch_max=remote.pacing.prefetch_max,
+        upload_rate_bytes=remote.pacing.upload_rate_bytes,
+        download_rate_bytes=remote.pacing.download_rate_bytes,
     )
 
 
@@ -49,7 +59,7 @@ def connect(
 ) -> RemoteFileSystem:
     """Open the store with its layers; see `open_store` for what it raises."""
     observer = metrics.store if metrics is not None else None
-    return open_store(url, store_options(config), observer=observer, create=create)
+    return open_store(url, store_options(config), observer=observer, way=observer, create=create)
 
 
 def engine_settings(config: Config) -> EngineSettings:

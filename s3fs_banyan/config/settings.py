@@ -176,6 +176,21 @@ class Credentials(Section):
         return None if secret is None else HIDDEN
 
 
+class Pacing(Section):
+    """How many requests of each class may be in flight, and how many bytes a second may go."""
+
+    enabled: bool = True
+    hedging: bool = True
+    uploads_min: int = Field(default=1, ge=1, le=256)
+    uploads_max: int = Field(default=32, ge=1, le=256)
+    demand_min: int = Field(default=8, ge=1, le=256)
+    demand_max: int = Field(default=32, ge=1, le=256)
+    prefetch_min: int = Field(default=1, ge=1, le=256)
+    prefetch_max: int = Field(default=16, ge=1, le=256)
+    upload_rate_bytes: Annotated[int, _size()] = Field(default=0, alias="upload_rate")
+    download_rate_bytes: Annotated[int, _size()] = Field(default=0, alias="download_rate")
+
+
 class Remote(Section):
     """Where the volume lies in the store, and how to talk to it."""
 
@@ -199,6 +214,7 @@ class Remote(Section):
         default=20.0, alias="retry_deadline"
     )
     connections: int = Field(default=24, ge=1, le=256)
+    pacing: Pacing = Field(default_factory=Pacing)
 
     @property
     def url(self) -> str | None:
@@ -371,6 +387,9 @@ def _remote_faults(remote: Remote) -> Iterator[str]:
             yield f"{at}.directory: is required when the type is 'file'"
         for key in (key for key, value in s3_only.items() if value):
             yield f"{at}.{key}: has no meaning when the type is 'file'"
+    for name in ("uploads", "demand", "prefetch"):
+        if getattr(remote.pacing, f"{name}_min") > getattr(remote.pacing, f"{name}_max"):
+            yield f"{at}.pacing.{name}_min: must not exceed '{name}_max'"
     if remote.ca_bundle is not None and not remote.verify_tls:
         yield f"{at}.ca_bundle: has no meaning when 'verify_tls' is false"
     keys = remote.credentials

@@ -1,13 +1,31 @@
-"""From a store URL to a store with its layers, and the probe for create-if-absent."""
+"""From a store URL to a store with its layers, and the probe for create-if-absent.
+
+A directory store is metered and retried only: it has no slots to learn and no line to share, and
+a hop to a spare thread would cost more than most of its calls.
+"""
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from s3fs_banyan.errors import AlreadyExists, Misconfigured, ObjectMissing
 from s3fs_banyan.remote.base import RemoteFileSystem
-from s3fs_banyan.remote.layers import MeterLayer, RequestObserver, RetryLayer
+from s3fs_banyan.remote.hedging import HedgeLayer, HedgeObserver
+from s3fs_banyan.remote.layers import MeterLayer, RequestObserver, RetryLayer, RetryObserver
+from s3fs_banyan.remote.limiter import Bounds
 from s3fs_banyan.remote.local import LocalStore
 from s3fs_banyan.remote.options import StoreOptions, StoreUrl, parse_store_url
+from s3fs_banyan.remote.pacer import Pacer, PacingOptions
+from s3fs_banyan.remote.pacing import PacingLayer, PacingObserver
 from s3fs_banyan.remote.s3 import S3Store
+from s3fs_banyan.remote.traffic import Traffic
+
+_FIRST_AT_ONCE = 4
+_SPARE_THREADS = 8
+
+
+class WayObserver(RetryObserver, PacingObserver, HedgeObserver, Protocol):
+    """Who wants to know what the layers do; may be called by several threads at once."""
 
 
 def open_store(
@@ -15,17 +33,52 @@ def open_store(
     options: StoreOptions,
     *,
     observer: RequestObserver | None = None,
+    way: WayObserver | None = None,
+    reads: Traffic = Traffic.DEMAND,
     create: bool = False,
 ) -> RemoteFileSystem:
-    """Return the store of a URL, metered if there is an observer, and with retries.
+    """Return the store of a URL with its layers: metered if there is an observer, paced, retried.
 
+    `way` is told of queues, retries and hedges; `reads` is the class of reads that say nothing.
     Raises `ConfigError` for the URL, and `Misconfigured` for a directory that is not there
-    (unless `create`). An S3 store is not asked anything: it may well be away just now.
+    (unless `create`). A store over the network is not asked anything: it may be away just now.
     """
-    store = _bare_store(parse_store_url(url), options, create=create)
+    parsed = parse_store_url(url)
+    store = _bare_store(parsed, options, create=create)
     if observer is not None:
         store = MeterLayer(store, observer)
-    return RetryLayer(store, deadline_s=options.retry_deadline_s)
+    if options.pacing and parsed.scheme != "file":
+        store = paced(store, options, way=way, reads=reads)
+    return RetryLayer(store, deadline_s=options.retry_deadline_s, observer=way)
+
+
+def paced(
+    store: RemoteFileSystem,
+    options: StoreOptions,
+    *,
+    way: WayObserver | None = None,
+    reads: Traffic = Traffic.DEMAND,
+) -> RemoteFileSystem:
+    """Return the store with the layers between meter and retry."""
+    if options.hedging:
+        threads_max = options.uploads_max + options.demand_max + _SPARE_THREADS
+        store = HedgeLayer(store, threads_max=threads_max, observer=way)
+    return PacingLayer(store, Pacer(pacing_options(options)), reads=reads, observer=way)
+
+
+def pacing_options(options: StoreOptions) -> PacingOptions:
+    """Return the bounds and caps of the options; every class starts low."""
+
+    def bounds(least: int, most: int) -> Bounds:
+        return Bounds(least=least, most=most, first=_FIRST_AT_ONCE)
+
+    return PacingOptions(
+        upload=bounds(options.uploads_min, options.uploads_max),
+        demand=bounds(options.demand_min, options.demand_max),
+        prefetch=bounds(options.prefetch_min, options.prefetch_max),
+        upload_rate_bytes=options.upload_rate_bytes,
+        download_rate_bytes=options.download_rate_bytes,
+    )
 
 
 def _bare_store(url: StoreUrl, options: StoreOptions, *, create: bool) -> RemoteFileSystem:

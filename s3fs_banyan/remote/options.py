@@ -46,6 +46,19 @@ class StoreOptions:
     retry_deadline_s: float = 20.0
     etag_is_md5: bool = True
     """False for a service whose ETag has the look of an MD5 and is none."""
+    # Pacing (pacer.py); flat, since the worker gets these options as plain values.
+    pacing: bool = True
+    hedging: bool = True
+    """Give stalled requests up, and ask for slow small reads twice."""
+    uploads_min: int = 1
+    uploads_max: int = 32
+    demand_min: int = 8
+    demand_max: int = 32
+    prefetch_min: int = 1
+    prefetch_max: int = 16
+    upload_rate_bytes: int = 0
+    """Bytes a second, 0 for no cap."""
+    download_rate_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for values that cannot work together."""
@@ -60,6 +73,21 @@ class StoreOptions:
         for name in ("connect_timeout_s", "read_timeout_s", "connections", "retry_deadline_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"store: {name} must be above 0")
+        for kind in ("uploads", "demand", "prefetch"):
+            if not 1 <= getattr(self, f"{kind}_min") <= getattr(self, f"{kind}_max"):
+                raise ConfigError(f"store: {kind}_min must be from 1 to {kind}_max")
+        if min(self.upload_rate_bytes, self.download_rate_bytes) < 0:
+            raise ConfigError("store: a bandwidth cap must not be below 0")
+
+    @property
+    def pool_connections(self) -> int:
+        """How many connections the client may keep: one for whatever may be in flight at once.
+
+        A smaller pool would not bound anything, but close and open connections all the time.
+        """
+        if not self.pacing:
+            return self.connections
+        return self.connections + max(self.uploads_max, self.demand_max)
 
     @property
     def uses_path_style(self) -> bool:

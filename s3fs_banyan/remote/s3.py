@@ -16,6 +16,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -28,7 +29,15 @@ from botocore.parsers import ResponseParserError
 from botocore.utils import determine_content_length
 from urllib3.exceptions import HTTPError
 
-from s3fs_banyan.errors import Denied, Misconfigured, StoreError, TransferCorrupt, Unavailable
+from s3fs_banyan.errors import (
+    AlreadyExists,
+    BrokenBody,
+    Denied,
+    Misconfigured,
+    StoreError,
+    TransferCorrupt,
+    Unavailable,
+)
 from s3fs_banyan.remote.base import Capabilities, FileMeta, check_path, check_range
 from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.s3_errors import error_of
@@ -113,21 +122,44 @@ class S3Store:
         if length == 0:
             self.stat(path)
             return b""
+        return self._read_from(path, offset, length, b"", "")
+
+    def read_rest(self, broken: BrokenBody) -> bytes:
+        try:
+            return self._read_from(
+                broken.path, broken.offset, broken.length, broken.received, broken.etag
+            )
+        except (AlreadyExists, _RangeBeyondEnd):  # 412: it is another object by now
+            return self.read(broken.path, offset=broken.offset, length=broken.length)
+
+    def _read_from(
+        self, path: str, offset: int, length: int | None, received: bytes, etag: str
+    ) -> bytes:
+        """Read a range of which `received` is known, from the object with that ETag."""
+        begin = offset + len(received)
         asked: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(path)}
-        if offset or length is not None:
+        if begin or length is not None:
             end = "" if length is None else offset + length - 1
-            asked["Range"] = f"bytes={offset}-{end}"
+            asked["Range"] = f"bytes={begin}-{end}"
+        if etag:
+            asked["IfMatch"] = f'"{etag}"'
         try:
             with self._translated(f"read {path}"):
                 answer = self._client.get_object(**asked)
-                body = self._body(answer, path)
+                found = _etag_of(answer, f"{self.url}: read {path}")
+                if etag and found != etag:
+                    raise AlreadyExists(f"{self.url}: read {path}: it was written anew")
+                body = self._body(answer, path, _Torn(path, offset, length, received, found))
         except _RangeBeyondEnd:
+            if received:
+                raise
             return b""
-        etag = _etag_of(answer, f"{self.url}: read {path}")
-        if "Range" not in asked and _MD5_ETAG.fullmatch(etag):
-            md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        rest = None if length is None else length - len(received)
+        data = received + _cut(answer, body, begin, rest, path)
+        if not offset and length is None and _MD5_ETAG.fullmatch(found):
+            md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
             self._checked_etag(answer, md5, f"read {path}")
-        return _cut(answer, body, offset, length, path)
+        return data
 
     def write(
         self,
@@ -298,23 +330,30 @@ class S3Store:
         if missing := set(keys) - answered:
             raise Unavailable(f"{self.url}: delete: no answer for {len(missing)} of {len(keys)}")
 
-    def _body(self, answer: Mapping[str, Any], path: str) -> bytes:
-        """Read the whole body, however it is cut into packets, or raise."""
+    def _body(self, answer: Mapping[str, Any], path: str, torn: _Torn) -> bytes:
+        """Read the whole body, however it is cut into packets, or raise.
+
+        What came before it broke is kept in `BrokenBody`, if the answer is the range asked for.
+        """
         expected = answer.get("ContentLength")
         chunked = "transfer-encoding" in answer["ResponseMetadata"]["HTTPHeaders"]
         if expected is None and not chunked:  # nothing would tell its end from a lost connection
             raise Unavailable(f"{self.url}: read {path}: a body without a length")
         deadline_s = monotonic_s() + self._options.read_timeout_s
         deadline_s += (expected or 0) / _READ_RATE_MIN
-        pieces = []
-        with closing(answer["Body"]) as body:
-            while piece := body.read(_READ_PIECE_BYTES):
-                pieces.append(piece)
-                if monotonic_s() > deadline_s:
-                    raise Unavailable(f"{self.url}: read {path}: the body came too slowly")
+        pieces: list[bytes] = []
+        what = f"{self.url}: read {path}"
+        try:
+            with closing(answer["Body"]) as body:
+                while piece := body.read(_READ_PIECE_BYTES):
+                    pieces.append(piece)
+                    if monotonic_s() > deadline_s:
+                        raise torn.after(answer, pieces, f"{what}: the body came too slowly")
+        except (sdk.BotoCoreError, HTTPError, OSError) as error:
+            raise torn.after(answer, pieces, f"{what}: {error}") from error
         whole = b"".join(pieces)
         if expected is not None and len(whole) != expected:
-            raise Unavailable(f"{self.url}: read {path}: {len(whole)} bytes came of {expected}")
+            raise torn.after(answer, pieces, f"{what}: {len(whole)} bytes came of {expected}")
         return whole
 
     def _checked_etag(self, answer: Mapping[str, Any], md5: str, what: str) -> str:
@@ -356,6 +395,32 @@ class S3Store:
         headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         message = error.response.get("Error", {}).get("Message", "")
         return error_of(code, status, message, headers, f"{self.url}: {what}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Torn:
+    """What was asked for, in case the body breaks."""
+
+    path: str
+    offset: int
+    length: int | None
+    received: bytes
+    etag: str
+
+    def after(self, answer: Mapping[str, Any], pieces: Sequence[bytes], why: str) -> Unavailable:
+        """Return the error for a body that broke after `pieces`."""
+        begin = self.offset + len(self.received)
+        match = _CONTENT_RANGE.fullmatch(answer.get("ContentRange") or "")
+        if begin != (int(match[1]) if match else 0) or not (pieces or self.received):
+            return Unavailable(why)
+        return BrokenBody(
+            why,
+            path=self.path,
+            offset=self.offset,
+            length=self.length,
+            received=b"".join((self.received, *pieces)),
+            etag=self.etag,
+        )
 
 
 class _RangeBeyondEnd(StoreError):
@@ -428,7 +493,7 @@ def _client(options: StoreOptions) -> S3Client:
         config=Config(
             signature_version="s3v4",
             retries={"mode": "standard", "total_max_attempts": 1},
-            max_pool_connections=options.connections,
+            max_pool_connections=options.pool_connections,
             connect_timeout=options.connect_timeout_s,
             read_timeout=options.read_timeout_s,
             tcp_keepalive=True,

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from s3fs_banyan.observe import Metrics
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.layers import MeterLayer, RetryLayer
 from s3fs_banyan.remote.local import LocalStore
 from s3fs_banyan.remote.memory import MemoryStore
+from s3fs_banyan.remote.open import paced
 from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.s3 import S3Store
 from tests.servers import ObjectServer
@@ -83,7 +85,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RemoteFile
     else:
         made = s3_store(request.getfixturevalue(name))
     if layers:
-        made = RetryLayer(MeterLayer(made, Requests()), deadline_s=30)
+        way = Metrics().store
+        made = paced(MeterLayer(made, Requests()), StoreOptions(), way=way)
+        made = RetryLayer(made, deadline_s=30, observer=way)
     yield made
     made.close()
 

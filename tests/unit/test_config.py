@@ -217,9 +217,11 @@ FAULTS = [
     ("storage", "5", "", NO_SECTION),
     ("storage.remote", "[a]", "", NO_SECTION),
 ]
+MIN_FAULT = "must not exceed 'uploads_max'"
 ACROSS = [
     ("storage.remote", "{type: s3}", ".bucket", "is required when the type is 's3'"),
     ("storage.remote", "{type: file}", ".directory", "is required when the type is 'file'"),
+    ("storage.remote.pacing", "{uploads_min: 9, uploads_max: 8}", ".uploads_min", MIN_FAULT),
     (
         "storage.remote",
         "{bucket: abc}",
@@ -323,6 +325,15 @@ WRONG_VALUES = {
     "storage.remote.connect_timeout": [("soon", TIME_FAULT), ("0", "must be at least 0.1s")],
     "storage.remote.read_timeout": [("2h", "must be at most 1h"), ("-1", TIME_FAULT)],
     "storage.remote.retry_deadline": [("2d", "must be at most 1d")],
+    "storage.remote.pacing.enabled": [("perhaps", FLAG_FAULT)],
+    "storage.remote.pacing.hedging": [("perhaps", FLAG_FAULT)],
+    **{
+        f"storage.remote.pacing.{name}_{end}": [("0", "must be at least 1")]
+        for name in ("uploads", "demand", "prefetch")
+        for end in ("min", "max")
+    },
+    "storage.remote.pacing.upload_rate": [("fast", SIZE_FAULT)],
+    "storage.remote.pacing.download_rate": [("-1", SIZE_FAULT)],
     "storage.remote.connections": [("0", "must be at least 1"), ("1.5", "expected a whole number")],
     "storage.remote.credentials.access_key": [("5", TEXT_FAULT)],
     "storage.remote.credentials.secret_key": [("[a]", TEXT_FAULT)],
