@@ -204,17 +204,18 @@ class RetryLayer(_Layer):
     def _call(self, verb: str, call: Callable[[], T], bytes_sent: int = 0) -> T:
         end_s = self._end_s()
         attempt = 0
-        kept = 0
+        kept = ("", 0)
         while True:
             try:
                 result = call()
             except StoreError as error:
                 if not self._wait(verb, attempt, end_s, error):
                     raise
-                if isinstance(error, BrokenBody) and len(error.received) > kept:
-                    kept = len(error.received)
-                    attempt = -1  # there was progress: the back-off starts anew
+                if isinstance(error, BrokenBody):
                     call = self._rest(error)
+                    if error.etag != kept[0] or len(error.received) > kept[1]:
+                        attempt = -1  # there was progress: the back-off starts anew
+                    kept = (error.etag, len(error.received))
             else:
                 self._is_away = False
                 return result

@@ -228,7 +228,7 @@ class Limiter:
         else:
             held.load += 0.3 * (level.load - held.load)
             held.speed += 0.3 * (level.speed - held.speed)
-        target = round(level.speed * DROP_HEADROOM)
+        target = int(level.speed * DROP_HEADROOM) + 1
         if self._scale > 1.0 and now_s >= self._relearn_s:
             # A queue of our own would hide in a minimum that was learnt above one.
             target = min(target, self.limit // 2)
