@@ -76,7 +76,7 @@ TRAFFIC: Final = ("upload", "demand", "prefetch", "control")
 PROCESSES: Final = ("mount", "worker")
 RETRY_REASONS: Final = ("throttled", "broken", "unavailable", "corrupt")
 HEDGE_RESULTS: Final = ("won", "lost")
-CUT_VERBS: Final = ("read", "read whole", "read rest", "stat", "write", "upload_part")
+CUT_VERBS: Final = ("read", "write", "upload_part")
 
 Kind = Literal["counter", "gauge", "histogram"]
 

@@ -5,10 +5,12 @@ up run in spare threads. The adapter's socket time-outs end each of them in the 
 are at most `threads_max`: with none to spare a call runs in its caller's thread, as if this
 layer were not there.
 
-    given up   read, stat, write, upload_part: `Unavailable`, which the retry layer repeats. The
-               late answer is thrown away; a write may still land, with the same bytes
-    asked twice  reads of at most 1 MiB with a known length; the first answer wins
-    neither    create-if-absent and all other calls: nobody could tell a second one's effect
+    given up     reads of a known length, write, upload_part: `Unavailable`, which the retry layer
+                 repeats. The late answer is thrown away; a write may still land, with the same
+                 bytes. Each time gives the object twice as long, or one that is slow for reasons
+                 of its own would never be had
+    asked twice  reads of at most 1 MiB and a known length; the first answer wins
+    neither      create-if-absent and all other calls: nobody could tell a second one's effect
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TypeVar
 
 from s3fs_banyan.errors import Throttled, Unavailable
-from s3fs_banyan.remote.base import RemoteFileSystem
+from s3fs_banyan.remote.base import FileMeta, RemoteFileSystem
 from s3fs_banyan.remote.latency import LatencyBook
 from s3fs_banyan.remote.layers import _Layer
 from s3fs_banyan.runtime import monotonic_s, start_spare_thread
 
 T = TypeVar("T")
 
-CUT_VERBS: Final = frozenset({"read", "stat", "write", "upload_part"})
+CUT_VERBS: Final = frozenset({"read", "write", "upload_part"})
 
 
 class HedgeObserver(Protocol):
@@ -105,43 +107,64 @@ class HedgeLayer(_Layer):
         def call() -> bytes:
             return self._inner.read(path, offset=offset, length=length)
 
-        # A read of unknown length is compared with its like, and never asked for twice.
-        verb, size = ("read", length) if length is not None else ("read whole", 0)
-        return self._raced(verb, call, size)
+        # Of unknown length: nobody can tell a large object from a stalled one.
+        return call() if length is None else self._raced("read", path, call, length)
+
+    def write(
+        self,
+        path: str,
+        data: bytes | bytearray | memoryview,
+        *,
+        if_absent: bool = False,
+        storage_class: str = "",
+    ) -> FileMeta:
+        def call() -> FileMeta:
+            return self._inner.write(path, data, if_absent=if_absent, storage_class=storage_class)
+
+        size = data.nbytes if isinstance(data, memoryview) else len(data)
+        return call() if if_absent else self._raced("write", path, call, size)
+
+    def upload_part(self, path: str, upload_id: str, number: int, data: bytes) -> str:
+        def call() -> str:
+            return self._parts.upload_part(path, upload_id, number, data)
+
+        return self._raced("upload_part", path, call, len(data))
 
     def _call(self, verb: str, call: Callable[[], T], bytes_sent: int = 0) -> T:
-        if verb not in CUT_VERBS:
-            return call()
-        return self._raced("read rest" if verb == "read" else verb, call, bytes_sent)
+        return call()
 
     def _iterate(self, verb: str, after: Callable[[T | None], Iterator[T]]) -> Iterator[T]:
         return after(None)
 
-    def _raced(self, verb: str, call: Callable[[], T], size: int) -> T:
+    def _raced(self, verb: str, path: str, call: Callable[[], T], size: int) -> T:
         """Run the call in a spare thread, and a second time if it is slow."""
         attempts = _Attempts()
         with self._lock:
             self._book.earn_hedge()
-            cut_s = self._book.cut_after_s(verb, size)
+            cut_s = self._book.cut_after_s(verb, size, path)
             hedge_s = self._book.hedge_after_s(verb, size)
         if cut_s is None or not self._start(attempts, 0, verb, call, size):
             return self._in_place(verb, call, size)
         hedged = False
-        if hedge_s is not None and hedge_s < cut_s and not attempts.wait(hedge_s):
-            hedged = self._may_hedge() and self._start(attempts, 1, verb, call, size)
-        spent_s = hedge_s if hedge_s is not None and hedge_s < cut_s else 0.0
+        spent_s = 0.0
+        if hedge_s is not None and hedge_s < cut_s:
+            spent_s = hedge_s
+            if not attempts.wait(hedge_s):
+                hedged = self._may_hedge() and self._start(attempts, 1, verb, call, size)
         if not attempts.wait(cut_s - spent_s):
             with self._lock:
-                self._book.cut(verb, size)
+                self._book.cut(verb, size, path)
             if self._observer is not None:
                 self._observer.cut(verb)
-            raise Unavailable(f"{self.url}: {verb}: no answer within {cut_s:.1f} s, given up")
+            raise Unavailable(f"{self.url}: {verb} {path}: no answer in {cut_s:.1f} s, given up")
         try:
             number, result = attempts.take()
         except Throttled:
             with self._lock:
                 self._book.forbid_hedges()
             raise
+        with self._lock:
+            self._book.in_time(verb, size, path)
         if hedged and self._observer is not None:
             self._observer.hedged(won=number == 1)
         return result  # type: ignore[return-value]

@@ -7,7 +7,7 @@ become slow is learnt as slow, and not given up for ever.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,6 +19,7 @@ CUT_QUANTILE: Final = 0.95
 CUT_FACTOR: Final = 8.0
 CUT_S_MIN: Final = 2.0
 CUT_DOUBLINGS_MAX: Final = 4
+_CUTS_KEPT: Final = 256
 HEDGE_QUANTILE: Final = 0.97
 HEDGE_S_MIN: Final = 0.01
 HEDGE_BYTES_MAX: Final = 1 << 20
@@ -32,7 +33,6 @@ class _Kind:
 
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     ordered: list[float] = field(default_factory=list)
-    cuts: int = 0
 
     def quantile(self, share: float) -> float | None:
         if len(self.seconds) < ANSWERS_MIN:
@@ -47,6 +47,7 @@ class LatencyBook:
 
     def __init__(self) -> None:
         self._kinds: dict[tuple[str, int], _Kind] = {}
+        self._cuts: OrderedDict[str | tuple[str, int], int] = OrderedDict()
         self._hedges = 0.0
 
     def answered(self, verb: str, size: int, seconds: float) -> None:
@@ -55,14 +56,25 @@ class LatencyBook:
         kind.seconds.append(seconds)
         if len(kind.seconds) % 8 == 0 or len(kind.seconds) == WINDOW:
             kind.ordered = []
-        kind.cuts = 0
 
-    def cut(self, verb: str, size: int) -> None:
-        """Note that a request was given up: the next of its kind gets twice the time."""
-        kind = self._kind(verb, size)
-        kind.cuts = min(kind.cuts + 1, CUT_DOUBLINGS_MAX)
+    def cut(self, verb: str, size: int, path: str) -> None:
+        """Note that a request was given up: the next for this object gets twice the time.
 
-    def cut_after_s(self, verb: str, size: int) -> float | None:
+        So does the next of the kind, until one is answered in time: the store may be slow.
+        """
+        for key in (path, self._key(verb, size)):
+            self._cuts[key] = min(self._cuts.get(key, 0) + 1, CUT_DOUBLINGS_MAX)
+            self._cuts.move_to_end(key)
+        while len(self._cuts) > _CUTS_KEPT:
+            self._cuts.popitem(last=False)
+
+    def in_time(self, verb: str, size: int, path: str) -> None:
+        """Note that a caller got its answer before it gave up."""
+        if self._cuts:
+            self._cuts.pop(path, None)
+            self._cuts.pop(self._key(verb, size), None)
+
+    def cut_after_s(self, verb: str, size: int, path: str) -> float | None:
         """Return after how long a request counts as stalled; None if too little is known.
 
         Eight times what all but one in twenty stay below, and two seconds at least: a slow
@@ -72,7 +84,8 @@ class LatencyBook:
         usual_s = kind.quantile(CUT_QUANTILE)
         if usual_s is None:
             return None
-        return float(max(CUT_S_MIN, CUT_FACTOR * usual_s) * 2**kind.cuts)
+        doublings = max(self._cuts.get(path, 0), self._cuts.get(self._key(verb, size), 0))
+        return float(max(CUT_S_MIN, CUT_FACTOR * usual_s) * 2**doublings)
 
     def hedge_after_s(self, verb: str, size: int) -> float | None:
         """Return after how long a second request is worth its price; None if it never is."""
@@ -97,4 +110,8 @@ class LatencyBook:
         self._hedges = 0.0
 
     def _kind(self, verb: str, size: int) -> _Kind:
-        return self._kinds.setdefault((verb, size.bit_length() // 2), _Kind())
+        return self._kinds.setdefault(self._key(verb, size), _Kind())
+
+    @staticmethod
+    def _key(verb: str, size: int) -> tuple[str, int]:
+        return verb, size.bit_length() // 2

@@ -43,7 +43,9 @@ class RetryRule:
 
 
 RULES: Final[Mapping[type[StoreError], RetryRule]] = {
-    Throttled: RetryRule(calls="every call", attempts_max=0),
+    # The limit of the pacing layer keeps requests down; longer waits would only make the callers
+    # late when the storm is over.
+    Throttled: RetryRule(calls="every call", attempts_max=0, cap_s=2.0),
     BrokenBody: RetryRule(
         calls="reads, for the rest of the body", attempts_max=0, base_s=0.02, cap_s=1.0
     ),

@@ -148,6 +148,7 @@ class S3Store:
                 answer = self._client.get_object(**asked)
                 found = _etag_of(answer, f"{self.url}: read {path}")
                 if etag and found != etag:
+                    answer["Body"].close()
                     raise AlreadyExists(f"{self.url}: read {path}: it was written anew")
                 body = self._body(answer, path, _Torn(path, offset, length, received, found))
         except _RangeBeyondEnd:

@@ -223,26 +223,38 @@ def test_nothing_is_given_up_before_enough_is_known() -> None:
     book = LatencyBook()
     for _ in range(ANSWERS_MIN - 1):
         book.answered("read", 4, 0.1)
-    assert book.cut_after_s("read", 4) is None
+    assert book.cut_after_s("read", 4, "x") is None
     assert book.hedge_after_s("read", 4) is None
 
 
 def test_time_to_give_up_follows_the_store() -> None:
-    """Twice as long after each time in vain, and anew with an answer."""
+    """Twice as long after each time in vain, and anew with an answer in time."""
     book = known(1.0)
-    assert book.cut_after_s("read", 4) == pytest.approx(8.0)
-    book.cut("read", 4)
-    book.cut("read", 4)
-    assert book.cut_after_s("read", 4) == pytest.approx(32.0)
-    book.answered("read", 4, 1.0)
-    assert book.cut_after_s("read", 4) == pytest.approx(8.0)
-    assert known(0.001).cut_after_s("read", 4) == CUT_S_MIN
+    assert book.cut_after_s("read", 4, "x") == pytest.approx(8.0)
+    book.cut("read", 4, "x")
+    book.cut("read", 4, "x")
+    assert book.cut_after_s("read", 4, "x") == pytest.approx(32.0)
+    assert book.cut_after_s("read", 4, "y") == pytest.approx(32.0)
+    book.in_time("read", 4, "x")
+    assert book.cut_after_s("read", 4, "x") == pytest.approx(8.0)
+    assert known(0.001).cut_after_s("read", 4, "x") == CUT_S_MIN
+
+
+def test_object_that_is_slow_by_itself_is_had_in_the_end() -> None:
+    """Others are answered at once all the time; this one must not be given up for ever."""
+    book = known(0.001)
+    for doublings in (1, 2, 3):
+        book.cut("read", 4, "x")
+        book.in_time("read", 4, "y")
+        book.answered("read", 4, 0.001)
+        assert book.cut_after_s("read", 4, "x") == CUT_S_MIN * 2**doublings
+        assert book.cut_after_s("read", 4, "y") == CUT_S_MIN
 
 
 def test_sizes_and_verbs_are_kept_apart() -> None:
     book = known(1.0)
-    assert book.cut_after_s("read", 1 << 20) is None
-    assert book.cut_after_s("stat", 4) is None
+    assert book.cut_after_s("read", 1 << 20, "x") is None
+    assert book.cut_after_s("write", 4, "x") is None
 
 
 def test_hedges_are_three_in_a_hundred() -> None:
@@ -262,10 +274,9 @@ def test_throttling_forbids_what_was_saved_for_hedges() -> None:
     assert not book.take_hedge()
 
 
-def test_large_and_unknown_reads_are_never_hedged() -> None:
+def test_writes_and_large_reads_are_never_hedged() -> None:
     book = known(1.0, size=8 << 20)
     assert book.hedge_after_s("read", 8 << 20) is None
-    assert known(1.0, verb="read whole", size=0).hedge_after_s("read whole", 0) is None
     assert known(1.0, verb="write").hedge_after_s("write", 4) is None
 
 
@@ -347,6 +358,14 @@ def test_create_is_neither_given_up_nor_asked_twice(stalling: Stalling) -> None:
     threading.Timer(0.2, stalling.ended.set).start()
     layer.write("new", b"0123", if_absent=True)
     assert stalling.verbs == ["create"]
+
+
+def test_read_of_unknown_length_is_waited_for(stalling: Stalling) -> None:
+    """Nobody can tell a large object from a stalled one."""
+    layer = HedgeLayer(stalling, threads_max=4, book=_saved(known()))
+    threading.Timer(0.2, stalling.ended.set).start()
+    assert layer.read("x") == b"0123"
+    assert stalling.verbs == ["read"]
 
 
 def test_without_a_spare_thread_the_caller_s_own_is_used() -> None:
