@@ -10,7 +10,7 @@ begun and answered in it. It yields
 By Little's law `speed` is throughput, whatever the sizes of the objects are. What the law asks
 for is then small::
 
-    climb   +1, +2, +4 ... requests, a round each, while the speed grows by at least a third of
+    climb   +1, +2, +4 ... requests, a round each, while the speed grows by at least a quarter of
             what the load grows by; then back to the last limit that did
     hold    at that limit for a second and up to four, then climb again: by one request only, so
             that looking for room costs a throttling store one refusal
@@ -37,13 +37,13 @@ from typing import Final
 
 ROUND_S_MIN: Final = 0.1
 ROUND_ANSWERS_MIN: Final = 6
-GAIN_SHARE: Final = 0.35
+GAIN_SHARE: Final = 0.25
 GAIN_NOISE: Final = 0.3
 """Of the mean of a round, divided by the root of its answers."""
 ANCHOR_GROWTH: Final = 1.25
 SATURATION: Final = 0.75
 INFLATION_MAX: Final = 1.35
-DROP_HEADROOM: Final = 1.15
+DROP_HEADROOM: Final = 1.2
 DROP_SPEED_MIN: Final = 0.9
 RELEARN_S: Final = 15.0
 HOLD_S_FIRST: Final = 1.0
