@@ -16,6 +16,7 @@ from s3fs_banyan.errors import Throttled
 from s3fs_banyan.remote.base import Capabilities, FileMeta
 
 TICK_S = 0.004
+LATE_S = 0.02
 REFUSAL_S = 0.005
 
 
@@ -47,6 +48,8 @@ class ScriptedStore:
 
     def __init__(self) -> None:
         self.capacity = Capacity()
+        self.late_s = 0.0
+        """Time that went by in ticks which came late: the machine had no processor for them."""
         self._active: list[_Request] = []
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -111,6 +114,8 @@ class ScriptedStore:
         before_s = time.monotonic()
         while not self._closed.wait(TICK_S):
             now_s = time.monotonic()
+            if now_s - before_s > LATE_S:
+                self.late_s += now_s - before_s
             with self._lock:
                 moving = [request for request in self._active if request.begin_s <= now_s]
                 if moving:
