@@ -98,6 +98,32 @@ class Unavailable(StoreError):
     retryable: ClassVar[bool] = True
 
 
+class BrokenBody(Unavailable):
+    """The body of a read broke off; `received` of it came, and the store can send the rest.
+
+    Raised only by a store that has `read_rest`, which takes this error. `etag` names the very
+    object that the bytes are of, so that those of two objects are never put together.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str = "",
+        offset: int = 0,
+        length: int | None = None,
+        received: bytes = b"",
+        etag: str = "",
+    ) -> None:
+        """`offset` and `length` are those of the read that was asked for at first."""
+        super().__init__(message)
+        self.path = path
+        self.offset = offset
+        self.length = length
+        self.received = received
+        self.etag = etag
+
+
 class TransferCorrupt(StoreError):
     """Bytes changed on the way (MD5 differs). The transfer may be tried again."""
 

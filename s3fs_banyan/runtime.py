@@ -128,3 +128,11 @@ def monotonic_s() -> float:
 def random_unit() -> float:
     """A number in [0, 1) for jitter; unpredictability is not needed."""
     return int.from_bytes(os.urandom(7)) / 2**56
+
+
+def start_spare_thread(run: Callable[[], None]) -> None:
+    """Run `run`, which must not raise, in a thread that does not keep the process alive.
+
+    For calls that their caller may give up (the hedging layer); threads are used again.
+    """
+    trio.lowlevel.start_thread_soon(run, lambda outcome: outcome.unwrap())

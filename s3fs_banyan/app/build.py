@@ -50,6 +50,16 @@ def store_options(config: Config) -> StoreOptions:
         encryption_context=encryption.context or {},
         encryption_key=_customer_key(encryption),
         verify=remote.verify,
+        pacing=remote.pacing.enabled,
+        hedging=remote.pacing.hedging,
+        uploads_min=remote.pacing.uploads_min,
+        uploads_max=remote.pacing.uploads_max,
+        demand_min=remote.pacing.demand_min,
+        demand_max=remote.pacing.demand_max,
+        prefetch_min=remote.pacing.prefetch_min,
+        prefetch_max=remote.pacing.prefetch_max,
+        upload_rate_bytes=remote.pacing.upload_rate_bytes,
+        download_rate_bytes=remote.pacing.download_rate_bytes,
     )
 
 
@@ -79,7 +89,9 @@ def connect(
         standard = class_policy(config).price_of[STANDARD]
         metrics.store_requests.use_prices(standard, config.cost.egress)
     options = store_options(config)
-    return open_store(url, options, observer=observer, verified=observer, create=create)
+    return open_store(
+        url, options, observer=observer, verified=observer, way=observer, create=create
+    )
 
 
 def engine_settings(config: Config) -> EngineSettings:

@@ -60,6 +60,7 @@ from s3fs_banyan.journal.disk import DirectoryLock, RealDisk
 from s3fs_banyan.kernel import KernelMount, KernelOptions, check_mountpoint, unmount
 from s3fs_banyan.observe import Metrics, serve_metrics
 from s3fs_banyan.remote.base import RemoteFileSystem
+from s3fs_banyan.remote.pacing import share_of
 from s3fs_banyan.runtime import RealRuntime, end_process
 
 log = logging.getLogger(__name__)
@@ -242,7 +243,12 @@ async def _live(
     on_ready: Callable[[], None],
 ) -> None:
     """Open, become the writer, serve, drain. Raises `Fenced` only before anything was served."""
-    worker = WorkerProcess(_worker_setup(request, ctx), on_restart=ctx.metrics.worker_restarts.add)
+    worker = WorkerProcess(
+        _worker_setup(request, ctx),
+        on_restart=ctx.metrics.worker_restarts.add,
+        on_report=ctx.metrics.add_report,
+        share=share_of(ctx.store),
+    )
     async with open_engine(
         ctx,
         make_worker=lambda _: worker,

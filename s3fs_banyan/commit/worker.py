@@ -25,6 +25,7 @@ from s3fs_banyan.errors import BanyanFSError, Corrupt, StoreError, Unavailable
 from s3fs_banyan.runtime import Runtime
 
 _LINE_BYTES_MAX = 1 << 20
+_PACE_S = 0.25
 
 
 class WorkerDied(BanyanFSError):
@@ -92,10 +93,24 @@ class InlineWorker:
 class WorkerProcess:
     """The worker process of a mount, started when first needed and again when it died."""
 
-    def __init__(self, setup: dict[str, object], *, on_restart: Callable[[], None]) -> None:
-        """`setup` is the first message: store settings, cache, log level (see worker_main)."""
+    def __init__(
+        self,
+        setup: dict[str, object],
+        *,
+        on_restart: Callable[[], None],
+        on_report: Callable[[dict[str, Any]], None] = lambda _: None,
+        share: Callable[[], float] | None = None,
+    ) -> None:
+        """`setup` is the first message: store settings, cache, log level (see worker_main).
+
+        `on_report` gets what the process has counted, with each answer; what it counted after
+        its last answer is lost if it dies. `share` tells how much of its limit bulk may take
+        (`pacing.share_of`); below 1, the worker is told a few times a second.
+        """
         self._setup = setup
         self._on_restart = on_restart
+        self._on_report = on_report
+        self._share = share
         self._process: subprocess.Popen[bytes] | None = None
         self._stream: trio.SocketStream | None = None
         self._buffer = bytearray()
@@ -140,7 +155,10 @@ class WorkerProcess:
         while True:
             stream = self._ensure()
             try:
-                await self._read_answers(stream)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._pace, stream)
+                    await self._read_answers(stream)
+                    nursery.cancel_scope.cancel()
             finally:
                 self._fail_waiting()
             self._drop()
@@ -185,6 +203,22 @@ class WorkerProcess:
             raise _error_from(answer)
         return answer["result"]
 
+    async def _pace(self, stream: trio.SocketStream) -> None:
+        """Tell the worker to yield while demand reads of this process suffer."""
+        if self._share is None:
+            return
+        while True:
+            await trio.sleep(_PACE_S)
+            share = self._share()
+            if share >= 1.0:
+                continue
+            line = json.dumps({"method": "pace", "argument": share}) + "\n"
+            try:
+                async with self._send_lock:
+                    await stream.send_all(line.encode())
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return  # whoever reads the answers sees it, too
+
     async def _read_answers(self, stream: trio.SocketStream) -> None:
         while True:
             try:
@@ -197,6 +231,7 @@ class WorkerProcess:
             while (end := self._buffer.find(b"\n")) >= 0:
                 answer = json.loads(self._buffer[:end])
                 del self._buffer[: end + 1]
+                self._on_report(answer.pop("report"))
                 if (event := self._waiting.get(answer["id"])) is not None:
                     self._answers[answer["id"]] = answer  # else its asker was cancelled
                     event.set()

@@ -1,4 +1,8 @@
-"""The worker process: reads requests, seals and uploads, answers. See `worker.py`."""
+"""The worker process: reads requests, seals and uploads, answers. See `worker.py`.
+
+Each answer carries what the process has counted since the last one. `pace` has no answer: it
+tells how much of its limit bulk may take while the daemon's reads suffer.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading  # noqa: TID251 - one lock around the socket, which several uploads answer on
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,10 +23,12 @@ from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.data.cache import DiskBlockCache
 from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.journal.disk import RealDisk
-from s3fs_banyan.observe import setup_logging
+from s3fs_banyan.observe import Metrics, setup_logging
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.open import open_store
 from s3fs_banyan.remote.options import StoreOptions
+from s3fs_banyan.remote.pacing import hint_to
+from s3fs_banyan.remote.traffic import Traffic
 
 _PR_SET_PDEATHSIG = 1
 _UPLOADS_AT_ONCE = 4
@@ -38,8 +45,11 @@ class WorkerServer:
         store: RemoteFileSystem,
         cache: BlockCache,
         cipher: Cipher | None,
+        metrics: Metrics,
     ) -> None:
         self._sock = sock
+        self._sending = threading.Lock()
+        self._metrics = metrics
         self._store = store
         self._cache = cache
         self._cipher = cipher
@@ -49,7 +59,7 @@ class WorkerServer:
     def answer(self, request: dict[str, Any]) -> None:
         """Carry out one request and send its answer, or the error that it met."""
         try:
-            answer = {"id": request["id"], "result": self._carry_out(request)}
+            answer: dict[str, Any] = {"id": request["id"], "result": self._carry_out(request)}
         except Exception as error:  # every error crosses to the daemon, which decides
             log.debug("request %s failed", request["method"], exc_info=True)
             answer = {
@@ -57,7 +67,13 @@ class WorkerServer:
                 "error": type(error).__name__,
                 "message": str(error),
             }
-        self._sock.sendall((json.dumps(answer) + "\n").encode())
+        with self._sending:  # a report is in one answer only, and answers must not mix
+            answer["report"] = self._metrics.take_report()
+            self._sock.sendall((json.dumps(answer) + "\n").encode())
+
+    def pace(self, share: float) -> None:
+        """Take the share of its limit that bulk may have for the next second."""
+        hint_to(self._store, share)
 
     def _carry_out(self, request: dict[str, Any]) -> object:
         method, argument = request["method"], request["argument"]
@@ -110,16 +126,25 @@ def main() -> None:
     setup = json.loads(reader.readline())
     setup_logging(setup["log_level"], setup["log_format"], sys.stderr)
     os.nice(int(setup["nice"]))
-    store = open_store(setup["url"], StoreOptions(**setup["store"]))
+    metrics = Metrics(process="worker")
+    store = open_store(
+        setup["url"],
+        StoreOptions(**setup["store"]),
+        observer=metrics.store,
+        way=metrics.store,
+        reads=Traffic.PREFETCH,  # compaction: nobody waits for a byte of it
+    )
     cache = DiskBlockCache(
         Path(setup["cache"]), setup["cache_bytes"], block_bytes=setup["block_bytes"]
     )
     cipher = Cipher.from_plain_values(setup["cipher"]) if setup["cipher"] else None
-    server = WorkerServer(sock, store, cache, cipher)
+    server = WorkerServer(sock, store, cache, cipher, metrics)
     with ThreadPoolExecutor(_UPLOADS_AT_ONCE) as uploads:
         for line in reader:
             request = json.loads(line)
-            if request["method"] == "upload":
+            if request["method"] == "pace":
+                server.pace(float(request["argument"]))
+            elif request["method"] == "upload":
                 uploads.submit(server.answer, request)
             else:
                 server.answer(request)

@@ -35,6 +35,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from s3fs_banyan.config.cost import Budget, ClassRule, Cost, Glob
+from s3fs_banyan.config.faults import remote_faults, size_faults
 from s3fs_banyan.config.file import put, read_file
 from s3fs_banyan.config.kinds import Section, key_names
 from s3fs_banyan.config.kinds import fail as _fail
@@ -49,7 +50,6 @@ from s3fs_banyan.config.units import (
     MINUTE_S,
     PIB,
     TIB,
-    format_size,
 )
 from s3fs_banyan.errors import ConfigError
 
@@ -161,6 +161,21 @@ class Encryption(Section):
         return None if secret is None else HIDDEN
 
 
+class Pacing(Section):
+    """How many requests of each class may be in flight, and how many bytes a second may go."""
+
+    enabled: bool = True
+    hedging: bool = True
+    uploads_min: int = Field(default=1, ge=1, le=256)
+    uploads_max: int = Field(default=32, ge=1, le=256)
+    demand_min: int = Field(default=8, ge=1, le=256)
+    demand_max: int = Field(default=32, ge=1, le=256)
+    prefetch_min: int = Field(default=1, ge=1, le=256)
+    prefetch_max: int = Field(default=16, ge=1, le=256)
+    upload_rate_bytes: Annotated[int, _size()] = Field(default=0, alias="upload_rate")
+    download_rate_bytes: Annotated[int, _size()] = Field(default=0, alias="download_rate")
+
+
 class Remote(Section):
     """Where the volume lies in the store, and how to talk to it."""
 
@@ -188,6 +203,7 @@ class Remote(Section):
         default=20.0, alias="retry_deadline"
     )
     connections: int = Field(default=24, ge=1, le=256)
+    pacing: Pacing = Field(default_factory=Pacing)
 
     @property
     def url(self) -> str | None:
@@ -345,7 +361,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_across(self) -> Config:
-        faults = [*_remote_faults(self.storage.remote), *_size_faults(self)]
+        faults = [*remote_faults(self.storage.remote), *size_faults(self)]
         if faults:
             _fail("\n".join(faults))
         return self
@@ -368,98 +384,6 @@ class Config(Section):
 
 # --- checks across keys ------------------------------------------------------------------
 
-
-_PLACES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
-    "s3": (("bucket",), ("prefix", "region", "endpoint_url")),
-    "azure": (("account", "container"), ("prefix", "endpoint_url")),
-    "gcs": (("bucket",), ("prefix", "endpoint_url")),
-    "file": (("directory",), ()),
-}
-"""Type of store -> the keys that it needs, and those that it may have beside them."""
-_PLACE_KEYS: Final = ("account", "container", "bucket", "prefix", "directory")
-_TYPES: Final = "'s3', 'azure', 'gcs' or 'file'"
-_CREDENTIALS: Final = {
-    **dict.fromkeys(("access_key", "secret_key", "session_token"), ("s3", "file")),
-    **dict.fromkeys(("account_key", "sas_token", "connection_string"), ("azure",)),
-    "file": ("gcs",),
-}
-"""Key of `credentials` -> the types that it has a meaning for."""
-
-
-def _remote_faults(remote: Remote) -> Iterator[str]:
-    """Yield what does not fit together under `storage.remote`."""
-    at = "storage.remote"
-    if remote.type is None:
-        # An end point or a region may stand in the file while the command line names the store.
-        for key in (key for key in _PLACE_KEYS if getattr(remote, key)):
-            yield f"{at}.type: is required when '{key}' is given: {_TYPES}"
-            break
-    else:
-        needed, allowed = _PLACES[remote.type]
-        for key in (key for key in needed if not getattr(remote, key)):
-            yield f"{at}.{key}: is required when the type is '{remote.type}'"
-        for key in (*_PLACE_KEYS, "region", "endpoint_url"):
-            if getattr(remote, key) and key not in (*needed, *allowed):
-                yield f"{at}.{key}: has no meaning when the type is '{remote.type}'"
-        for key, types in _CREDENTIALS.items():
-            if getattr(remote.credentials, key) and remote.type not in types:
-                yield f"{at}.credentials.{key}: has no meaning when the type is '{remote.type}'"
-    if remote.ca_bundle is not None and not remote.verify_tls:
-        yield f"{at}.ca_bundle: has no meaning when 'verify_tls' is false"
-    keys = remote.credentials
-    if keys.access_key is not None and keys.secret_key is None:
-        yield f"{at}.credentials.secret_key: is required when 'access_key' is given"
-    if keys.access_key is None and keys.secret_key is not None:
-        yield f"{at}.credentials.access_key: is required when 'secret_key' is given"
-    if keys.access_key is None and keys.secret_key is None and keys.session_token is not None:
-        yield f"{at}.credentials.access_key: is required when 'session_token' is given"
-    if sum(map(bool, (keys.account_key, keys.sas_token, keys.connection_string))) > 1:
-        yield f"{at}.credentials: give one of 'account_key', 'sas_token', 'connection_string'"
-    yield from _encryption_faults(remote, f"{at}.encryption")
-
-
-def _encryption_faults(remote: Remote, at: str) -> Iterator[str]:
-    """Yield what does not fit together under `storage.remote.encryption`."""
-    asked = remote.encryption
-    kms_only = {"key_id": asked.key_id, "context": asked.context}
-    kms_only |= {"bucket_key": None if asked.bucket_key is None else "given"}
-    given = {**kms_only, "key": asked.key, "key_file": asked.key_file}
-    if asked.type is None:
-        for key in (key for key, value in given.items() if value):
-            yield f"{at}.type: is required when '{key}' is given"
-            return
-        return
-    if remote.type in {"file", "azure", "gcs"}:
-        yield f"{at}.type: has no meaning when the store's type is '{remote.type}'"
-    if asked.type == "sse-kms" and asked.key_id is None:
-        yield f"{at}.key_id: is required when the type is 'sse-kms'"
-    if asked.type == "sse-c" and (asked.key is None) == (asked.key_file is None):
-        yield f"{at}.key: one of 'key' and 'key_file' is required when the type is 'sse-c'"
-    others = {"sse-kms": ("key", "key_file"), "sse-c": tuple(kms_only)}.get(asked.type, (*given,))
-    for key in (key for key in others if given[key]):
-        yield f"{at}.{key}: has no meaning when the type is '{asked.type}'"
-
-
-def _size_faults(config: Config) -> Iterator[str]:
-    """Yield the numbers that are each allowed, but not together."""
-    journal, cache = config.journal, config.cache
-    if cache.dirty_bytes_max // 4 < journal.segment_bytes:
-        yield (
-            "cache.dirty_max: must be at least four times 'journal.segment_size' "
-            f"({format_size(4 * journal.segment_bytes)}), or commits are due at every moment"
-        )
-    if journal.sync_every_bytes > journal.segment_bytes:
-        yield (
-            "journal.sync_every: must not exceed 'journal.segment_size' "
-            f"({format_size(journal.segment_bytes)})"
-        )
-    if cache.block_bytes > cache.size_bytes // 16:
-        yield "cache.block_size: must not exceed a sixteenth of 'cache.size'"
-    if config.heartbeat.stale_after_s < 2 * config.heartbeat.interval_s:
-        yield "heartbeat.stale_after: must be at least twice 'heartbeat.interval'"
-
-
-# --- faults in plain words ---------------------------------------------------------------
 
 _PLAIN: Final = {
     "bool_parsing": "expected true or false",

@@ -11,8 +11,9 @@ Threads: a series belongs to one thread, in practice the event loop. What severa
 goes through `StoreObserver`, which takes a lock, or is read from its owner by `track`. A scrape
 reads while others count, so the parts of one histogram may be one event apart.
 
-Another process (the worker) counts into its own `Metrics` and hands `take_changes()` over, which
-the daemon adds with `add_changes()`.
+Another process (the worker) counts into its own `Metrics` and hands `take_report()` over, which
+the daemon adds with `add_report()`: what its counters and histograms have gained, and its pacing
+gauges, which carry the name of the process.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, product
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
@@ -59,6 +60,7 @@ BUCKETS_S: Final = tuple(
 """Upper bounds of all histograms: 1, 2, 5, ... from 10 microseconds to 20 seconds."""
 
 OK: Final = "ok"
+PACING_GAUGES: Final = ("store_concurrency_limit", "store_in_flight", "store_queued")
 UNANSWERED: Final = "unavailable"
 """The outcome of a request to the store that has not answered."""
 
@@ -232,11 +234,11 @@ class FuseRequest:
 class StoreObserver:
     """Counts requests to the store; may be called by several threads at once."""
 
-    def __init__(self, families: Mapping[str, _Family], lock: threading.Lock) -> None:
+    def __init__(self, families: Mapping[str, _Family], lock: threading.Lock, process: str) -> None:
         self._families = families
         self._lock = lock
+        self._process = process
         self._reachable = _gauge(families["store_reachable"])
-        self._retries = _counter(families["store_retries_total"])
 
     def request(
         self, verb: str, outcome: str, seconds: float, bytes_sent: int, bytes_received: int
@@ -255,19 +257,43 @@ class StoreObserver:
 
     def verified(self, how: str, *, good: bool) -> None:
         """Count one upload that was verified, by `how`."""
+        self._add("store_verifications_total", 1, how, "good" if good else "wrong")
+
+    def retried(self, reason: str) -> None:
+        """Count an attempt that follows one which failed for `reason`."""
+        self._add("store_retries_total", 1, reason)
+
+    def resumed(self, bytes_kept: int) -> None:
+        """Count a broken body that is asked for from where it broke."""
+        self._add("store_resumed_reads_total", 1)
+        self._add("store_resumed_bytes_total", bytes_kept)
+
+    def hedged(self, *, won: bool) -> None:
+        """Count a second request for a slow read."""
+        self._add("store_hedges_total", 1, "won" if won else "lost")
+
+    def cut(self, verb: str) -> None:
+        """Count a request that was given up."""
+        self._add("store_cut_requests_total", 1, verb)
+
+    def throttled(self, traffic: str) -> None:
+        """Count a request that the store refused because there were too many."""
+        self._add("store_throttled_total", 1, traffic)
+
+    def waited(self, traffic: str, seconds: float) -> None:
+        """Note how long a request waited for its slot."""
         with self._lock:
-            outcome = "good" if good else "wrong"
-            _counter(self._families["store_verifications_total"], how, outcome).value += 1
+            _histogram(self._families["store_queue_seconds"], traffic).observe(seconds)
 
-    def count_retries(self, sleep: Callable[[float], None]) -> Callable[[float], None]:
-        """Return the retry layer's `sleep` such that each wait counts as one retry."""
+    def paced(self, traffic: str, limit: int, in_flight: int, queued: int) -> None:
+        """Set what a class may have, has, and would like to have in flight."""
+        numbers = zip(PACING_GAUGES, (limit, in_flight, queued), strict=True)
+        for name, number in numbers:
+            _gauge(self._families[name], traffic, self._process).set(number)
 
-        def counted(seconds: float) -> None:
-            with self._lock:
-                self._retries.value += 1
-            sleep(seconds)
-
-        return counted
+    def _add(self, name: str, amount: float, *labels: str) -> None:
+        with self._lock:
+            _counter(self._families[name], *labels).value += amount
 
 
 def _counter(family: _Family, *labels: str) -> Counter:
@@ -298,8 +324,10 @@ class Metrics:
     label to a series (`metrics.commit_step_seconds["upload"].observe(s)`).
     """
 
-    def __init__(self, *, version: str = "") -> None:
+    def __init__(self, *, version: str = "", process: str = "mount") -> None:
+        """`process` is what the pacing gauges call this process."""
         self._families = {spec.name: _Family(spec) for spec in METRICS}
+        self._process = process
         self._taken: dict[tuple[str, Labels], Change] = {}
         self._requests: dict[str, FuseRequest] = {}
         self.registry = CollectorRegistry()
@@ -308,7 +336,7 @@ class Metrics:
         of = self._families
         _gauge(of["build_info"], version).set(1)
         self._lock = threading.Lock()
-        self.store = StoreObserver(of, self._lock)
+        self.store = StoreObserver(of, self._lock, process)
 
         self.fsync_seconds = {d: _histogram(of["fsync_seconds"], d) for d in DURABILITIES}
         self.handler_errors = _counter(of["handler_errors_total"])
@@ -440,6 +468,30 @@ class Metrics:
                 one.total_s += total
                 for bucket, more in enumerate(counts):
                     one.counts[bucket] += more
+
+    def take_report(self) -> dict[str, list[Any]]:
+        """Return what another process is to be told, as plain values fit for JSON.
+
+        Not for several threads at once: its caller holds a lock until the report is on its way.
+        """
+        gauges = [
+            (name, *labels, one.read())
+            for name in PACING_GAUGES
+            for labels, one in list(self._families[name].series.items())
+            if isinstance(one, Gauge) and self._process in labels
+        ]
+        return {"counted": self.take_changes(), "gauges": gauges}
+
+    def add_report(self, report: Mapping[str, list[Any]]) -> None:
+        """Add what `take_report` of another process has returned."""
+        self.add_changes(
+            [
+                Change(name, tuple(labels), total, tuple(counts))
+                for name, labels, total, counts in report["counted"]
+            ]
+        )
+        for name, *labels, number in report["gauges"]:
+            _gauge(self._families[name], *labels).set(number)
 
 
 def _numbers(name: str, labels: Labels, one: Series) -> Change:

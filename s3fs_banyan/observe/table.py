@@ -81,6 +81,12 @@ STORAGE_CLASSES: Final = (
     "GLACIER_IR",
 )
 
+TRAFFIC: Final = ("upload", "demand", "prefetch", "control")
+PROCESSES: Final = ("mount", "worker")
+RETRY_REASONS: Final = ("throttled", "broken", "unavailable", "corrupt")
+HEDGE_RESULTS: Final = ("won", "lost")
+CUT_VERBS: Final = ("read", "write", "upload_part")
+
 Kind = Literal["counter", "gauge", "histogram"]
 
 
@@ -206,7 +212,63 @@ METRICS: Final = (
     _metric(
         "counter",
         "store_retries_total",
-        "Attempts that followed a failed attempt of the same call.",
+        "Attempts that followed a failed attempt of the same call, by what had failed.",
+        reason=RETRY_REASONS,
+    ),
+    _metric(
+        "gauge",
+        "store_concurrency_limit",
+        "Requests of a class that may be in flight just now, as learnt.",
+        traffic=TRAFFIC,
+        process=PROCESSES,
+    ),
+    _metric(
+        "gauge",
+        "store_in_flight",
+        "Requests of a class that are in flight.",
+        traffic=TRAFFIC,
+        process=PROCESSES,
+    ),
+    _metric(
+        "gauge",
+        "store_queued",
+        "Requests of a class that wait for a slot.",
+        traffic=TRAFFIC,
+        process=PROCESSES,
+    ),
+    _metric(
+        "histogram",
+        "store_queue_seconds",
+        "Time that a request waited for a slot before it was sent.",
+        traffic=TRAFFIC,
+    ),
+    _metric(
+        "counter",
+        "store_throttled_total",
+        "Requests that the store refused because there were too many.",
+        traffic=TRAFFIC,
+    ),
+    _metric(
+        "counter",
+        "store_hedges_total",
+        "Second requests for slow reads, by whether theirs was the first answer.",
+        result=HEDGE_RESULTS,
+    ),
+    _metric(
+        "counter",
+        "store_cut_requests_total",
+        "Requests given up because all others of their kind are answered much sooner.",
+        verb=CUT_VERBS,
+    ),
+    _metric(
+        "counter",
+        "store_resumed_reads_total",
+        "Bodies of reads that broke and were asked for from where they broke.",
+    ),
+    _metric(
+        "counter",
+        "store_resumed_bytes_total",
+        "Bytes of broken bodies that were kept and not sent again.",
     ),
     _metric(
         "counter",

@@ -30,6 +30,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from s3fs_banyan.errors import BrokenBody
+
 PATH_LENGTH_MAX = 512
 PART_LENGTH_MAX = 200
 """A local file name has at most 255 bytes, and a directory's gets a mark."""
@@ -90,7 +92,8 @@ class RemoteFileSystem(Protocol):
 
         A range that begins at or after the end gives `b""`; one that ends after it is cut; a
         negative number is a `ValueError`. Raises `ObjectMissing`. Never returns short or
-        altered bytes: a body that breaks is `Unavailable`.
+        altered bytes: a body that breaks is `Unavailable`, or `BrokenBody`, a kind of it, from
+        which a `ResumingStore` can go on.
         """
         ...
 
@@ -156,6 +159,18 @@ class MultipartStore(Protocol):
 
     def list_uploads(self, prefix: str = "") -> Iterator[tuple[str, str, int]]:
         """Yield (path, upload id, start time in Unix nanoseconds) of unfinished uploads."""
+        ...
+
+
+class ResumingStore(Protocol):
+    """Optional part of the contract: a store that raises `BrokenBody` has this."""
+
+    def read_rest(self, broken: BrokenBody) -> bytes:
+        """Return what the read that broke should have: its bytes and the rest of them.
+
+        Only the rest is asked for, if the object is still the one of `broken.etag`; if it was
+        written anew meanwhile, it is read from the start. Raises what `read` raises.
+        """
         ...
 
 

@@ -1,7 +1,9 @@
 """Layers around a store, of the store's own shape: metering and retry.
 
 A layer forwards every call and adds one thing. Their order, from the outside in, is retry,
-meter, store: so every attempt is counted. A layer does not know which store it is around.
+pacing (`pacing.py`), hedging (`hedging.py`), meter, store: so every attempt is counted, hedges
+too, and no slot is held by a call that waits for its next attempt. A layer does not know which
+store it is around.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Final, Protocol, TypeVar, cast
 
 from s3fs_banyan.errors import (
     AlreadyExists,
+    BrokenBody,
     Denied,
     Misconfigured,
     ObjectMissing,
@@ -19,27 +22,28 @@ from s3fs_banyan.errors import (
     TransferCorrupt,
     Unavailable,
 )
-from s3fs_banyan.remote.base import Capabilities, FileMeta, MultipartStore, RemoteFileSystem
+from s3fs_banyan.remote.base import (
+    Capabilities,
+    FileMeta,
+    MultipartStore,
+    RemoteFileSystem,
+    ResumingStore,
+)
+from s3fs_banyan.remote.retry_table import REASONS, REPEATABLE_VERBS, RULES
 from s3fs_banyan.runtime import monotonic_s, random_unit, sleep_blocking
 
 T = TypeVar("T")
 
-RETRY_BASE_S: Final = 0.1
-RETRY_CAP_S: Final = 10.0
+__all__ = ["OUTCOMES", "REPEATABLE_VERBS", "MeterLayer", "RequestObserver", "RetryLayer"]
 
-REPEATABLE_VERBS: Final = frozenset(
-    {"list", "read", "write", "delete", "stat", "upload_part", "list_parts", "abort_upload",
-     "list_uploads"}
-)  # fmt: skip
-"""Calls that may be made twice. The others are `create` (a write with `if_absent`), whose lost
-answer only its caller can read, `begin_upload`, which would leave a second upload behind, and
-`complete_upload`, which finds its upload gone when it is made again."""
+RETRY_CAP_S: Final = RULES[Unavailable].cap_s
 
 OUTCOMES: Final[Mapping[type[StoreError], str]] = {
     ObjectMissing: "missing",
     AlreadyExists: "exists",
     Throttled: "throttled",
     Unavailable: "unavailable",
+    BrokenBody: "broken",
     TransferCorrupt: "corrupt",
     Denied: "denied",
     Misconfigured: "misconfigured",
@@ -55,11 +59,24 @@ class RequestObserver(Protocol):
     ) -> None: ...
 
 
+class RetryObserver(Protocol):
+    """Who wants to know of retries; called in the thread that waits for the next attempt."""
+
+    def retried(self, reason: str) -> None: ...
+
+    def resumed(self, bytes_kept: int) -> None: ...
+
+
 class _Layer:
     """Forwards everything to the inner store through `_call`, which a layer replaces."""
 
     def __init__(self, inner: RemoteFileSystem) -> None:
         self._inner = inner
+
+    @property
+    def inner(self) -> RemoteFileSystem:
+        """The store, or the next layer, that this one is around."""
+        return self._inner
 
     def _call(self, verb: str, call: Callable[[], T], bytes_sent: int = 0) -> T:
         raise NotImplementedError
@@ -84,6 +101,10 @@ class _Layer:
 
     def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
         return self._call("read", lambda: self._inner.read(path, offset=offset, length=length))
+
+    def read_rest(self, broken: BrokenBody) -> bytes:
+        rest = cast("ResumingStore", self._inner)
+        return self._call("read", lambda: rest.read_rest(broken))
 
     def write(
         self,
@@ -149,10 +170,12 @@ class _Layer:
 class RetryLayer(_Layer):
     """Tries again, with full-jitter exponential back-off, what may be tried again.
 
-    A call that may be repeated is repeated after every retryable error, any other only after
-    `Throttled`, which the store says before any effect. One call gets `deadline_s` in all,
-    sleeps included: a wait that would pass it is not begun, and the last error is raised. A
-    listing goes on after the last path that it gave, with a fresh deadline for each item.
+    What that is says the table of `retry_table.py`: a call that may be repeated is repeated
+    after every retryable error, any other only after `Throttled`, which the store says before
+    any effect. The body of a read that broke is asked for from where it broke. One call gets
+    `deadline_s` in all, sleeps included: a wait that would pass it is not begun, and the last
+    error is raised. A listing goes on after the last path that it gave, with a fresh deadline
+    for each item.
 
     After a call that found the store away for its whole deadline, the next ones try once only,
     until one succeeds: whoever waits for the store (the committer, a read, a mount that goes on
@@ -167,6 +190,7 @@ class RetryLayer(_Layer):
         sleep: Callable[[float], None] = sleep_blocking,
         clock: Callable[[], float] = monotonic_s,
         jitter: Callable[[], float] = random_unit,
+        observer: RetryObserver | None = None,
     ) -> None:
         """`clock` gives monotonic seconds, `jitter` a number in [0, 1)."""
         super().__init__(inner)
@@ -174,24 +198,35 @@ class RetryLayer(_Layer):
         self._sleep = sleep
         self._clock = clock
         self._jitter = jitter
+        self._observer = observer
         self._is_away = False
 
     def _call(self, verb: str, call: Callable[[], T], bytes_sent: int = 0) -> T:
         end_s = self._end_s()
         attempt = 0
+        kept = ("", 0)
         while True:
             try:
                 result = call()
             except StoreError as error:
-                if not self._may_repeat(verb, error):
+                if not self._wait(verb, attempt, end_s, error):
                     raise
-                if not self._wait(attempt, end_s, error):
-                    self._is_away = isinstance(error, Unavailable)
-                    raise
+                if isinstance(error, BrokenBody):
+                    call = self._rest(error)
+                    if error.etag != kept[0] or len(error.received) > kept[1]:
+                        attempt = -1  # there was progress: the back-off starts anew
+                    kept = (error.etag, len(error.received))
             else:
                 self._is_away = False
                 return result
             attempt += 1
+
+    def _rest(self, broken: BrokenBody) -> Callable[[], T]:
+        """Return the call that gets what a broken body lacks, and gives the whole."""
+        if self._observer is not None:
+            self._observer.resumed(len(broken.received))
+        rest = cast("ResumingStore", self._inner)
+        return cast("Callable[[], T]", lambda: rest.read_rest(broken))
 
     def _iterate(self, verb: str, after: Callable[[T | None], Iterator[T]]) -> Iterator[T]:
         last: T | None = None
@@ -205,10 +240,7 @@ class RetryLayer(_Layer):
                 self._is_away = False
                 return
             except StoreError as error:
-                if not self._may_repeat(verb, error):
-                    raise
-                if not self._wait(attempt, end_s, error):
-                    self._is_away = isinstance(error, Unavailable)
+                if not self._wait(verb, attempt, end_s, error):
                     raise
                 items = after(last)  # an iterator that raised is finished
                 attempt += 1
@@ -221,17 +253,20 @@ class RetryLayer(_Layer):
     def _end_s(self) -> float:
         return self._clock() + (0.0 if self._is_away else self._deadline_s)
 
-    def _may_repeat(self, verb: str, error: StoreError) -> bool:
-        return error.retryable and (verb in REPEATABLE_VERBS or isinstance(error, Throttled))
-
-    def _wait(self, attempt: int, end_s: float, error: StoreError) -> bool:
-        """Sleep before the next attempt; False, at once, if that would pass the deadline."""
-        delay_s = self._jitter() * min(RETRY_CAP_S, RETRY_BASE_S * 2 ** min(attempt, 30))
+    def _wait(self, verb: str, attempt: int, end_s: float, error: StoreError) -> bool:
+        """Sleep before the next attempt; False, at once, if there is to be none."""
+        rule = RULES.get(type(error))
+        if rule is None or not rule.may_repeat(verb, attempt):
+            return False
+        delay_s = rule.delay_s(attempt, self._jitter())
         if isinstance(error, Throttled) and error.retry_after_s is not None:
             # The jitter goes on top: all who were told the same must not come back together.
             delay_s += error.retry_after_s
         if self._clock() + delay_s >= end_s:
+            self._is_away = isinstance(error, Unavailable)
             return False
+        if self._observer is not None:
+            self._observer.retried(REASONS[type(error)])
         self._sleep(delay_s)
         return True
 

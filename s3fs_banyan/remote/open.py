@@ -2,17 +2,34 @@
 
 The SDKs of Azure and Google are optional, and slow to import: each is loaded only for a URL of
 its kind.
+
+A directory store is metered and retried only: it has no slots to learn and no line to share, and
+a hop to a spare thread would cost more than most of its calls.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from s3fs_banyan.errors import AlreadyExists, ConfigError, Misconfigured, ObjectMissing
 from s3fs_banyan.remote.base import RemoteFileSystem
-from s3fs_banyan.remote.layers import MeterLayer, RequestObserver, RetryLayer
+from s3fs_banyan.remote.hedging import HedgeLayer, HedgeObserver
+from s3fs_banyan.remote.layers import MeterLayer, RequestObserver, RetryLayer, RetryObserver
+from s3fs_banyan.remote.limiter import Bounds
 from s3fs_banyan.remote.local import LocalStore
 from s3fs_banyan.remote.options import StoreOptions, StoreUrl, parse_store_url
+from s3fs_banyan.remote.pacer import Pacer, PacingOptions
+from s3fs_banyan.remote.pacing import PacingLayer, PacingObserver
 from s3fs_banyan.remote.s3 import S3Store
 from s3fs_banyan.remote.s3_integrity import VerificationObserver
+from s3fs_banyan.remote.traffic import Traffic
+
+_FIRST_AT_ONCE = 4
+_SPARE_THREADS = 8
+
+
+class WayObserver(RetryObserver, PacingObserver, HedgeObserver, Protocol):
+    """Who wants to know what the layers do; may be called by several threads at once."""
 
 
 def open_store(
@@ -21,20 +38,54 @@ def open_store(
     *,
     observer: RequestObserver | None = None,
     verified: VerificationObserver | None = None,
+    way: WayObserver | None = None,
+    reads: Traffic = Traffic.DEMAND,
     create: bool = False,
 ) -> RemoteFileSystem:
-    """Return the store of a URL, metered if there is an observer, and with retries.
+    """Return the store of a URL with its layers: metered if there is an observer, paced, retried.
 
-    `verified` is told by what each upload was believed.
-
+    `verified` is told by what each upload was believed, `way` of queues, retries and hedges;
+    `reads` is the class of reads that say nothing.
     Raises `ConfigError` for the URL or an SDK that is not installed, `Denied` where Azure or
     Google finds no credentials, and `Misconfigured` for a directory that is not there (unless
     `create`). No service is asked anything: it may well be away just now.
     """
-    store = open_bare_store(parse_store_url(url), options, verified=verified, create=create)
+    parsed = parse_store_url(url)
+    store = open_bare_store(parsed, options, verified=verified, create=create)
     if observer is not None:
         store = MeterLayer(store, observer)
-    return RetryLayer(store, deadline_s=options.retry_deadline_s)
+    if options.pacing and parsed.scheme != "file":
+        store = paced(store, options, way=way, reads=reads)
+    return RetryLayer(store, deadline_s=options.retry_deadline_s, observer=way)
+
+
+def paced(
+    store: RemoteFileSystem,
+    options: StoreOptions,
+    *,
+    way: WayObserver | None = None,
+    reads: Traffic = Traffic.DEMAND,
+) -> RemoteFileSystem:
+    """Return the store with the layers between meter and retry."""
+    if options.hedging:
+        threads_max = options.uploads_max + options.demand_max + _SPARE_THREADS
+        store = HedgeLayer(store, threads_max=threads_max, observer=way)
+    return PacingLayer(store, Pacer(pacing_options(options)), reads=reads, observer=way)
+
+
+def pacing_options(options: StoreOptions) -> PacingOptions:
+    """Return the bounds and caps of the options; every class starts low."""
+
+    def bounds(least: int, most: int) -> Bounds:
+        return Bounds(least=least, most=most, first=_FIRST_AT_ONCE)
+
+    return PacingOptions(
+        upload=bounds(options.uploads_min, options.uploads_max),
+        demand=bounds(options.demand_min, options.demand_max),
+        prefetch=bounds(options.prefetch_min, options.prefetch_max),
+        upload_rate_bytes=options.upload_rate_bytes,
+        download_rate_bytes=options.download_rate_bytes,
+    )
 
 
 def open_bare_store(

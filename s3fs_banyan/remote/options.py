@@ -70,6 +70,19 @@ class StoreOptions:
     connection_string: str = field(default="", repr=False)
     # Google: a service account's JSON file; empty for the standard chain.
     credentials_file: str = ""
+    # Pacing (pacer.py); flat, since the worker gets these options as plain values.
+    pacing: bool = True
+    hedging: bool = True
+    """Give stalled requests up, and ask for slow small reads twice."""
+    uploads_min: int = 1
+    uploads_max: int = 32
+    demand_min: int = 8
+    demand_max: int = 32
+    prefetch_min: int = 1
+    prefetch_max: int = 16
+    upload_rate_bytes: int = 0
+    """Bytes a second, 0 for no cap."""
+    download_rate_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Raise `ConfigError` for values that cannot work together."""
@@ -97,6 +110,14 @@ class StoreOptions:
                 "store: sse-c sends the key with every request: use an https:// endpoint_url"
             )
         _ = self.server_encryption
+        self._check_pacing()
+
+    def _check_pacing(self) -> None:
+        for kind in ("uploads", "demand", "prefetch"):
+            if not 1 <= getattr(self, f"{kind}_min") <= getattr(self, f"{kind}_max"):
+                raise ConfigError(f"store: {kind}_min must be from 1 to {kind}_max")
+        if min(self.upload_rate_bytes, self.download_rate_bytes) < 0:
+            raise ConfigError("store: a bandwidth cap must not be below 0")
 
     @property
     def server_encryption(self) -> ServerEncryption:
@@ -108,6 +129,16 @@ class StoreOptions:
             context=self.encryption_context,
             key=self.encryption_key,
         )
+
+    @property
+    def pool_connections(self) -> int:
+        """How many connections the client may keep: one for whatever may be in flight at once.
+
+        A smaller pool would not bound anything, but close and open connections all the time.
+        """
+        if not self.pacing:
+            return self.connections
+        return self.connections + max(self.uploads_max, self.demand_max)
 
     @property
     def uses_path_style(self) -> bool:

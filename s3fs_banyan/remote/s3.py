@@ -1,4 +1,4 @@
-"""A store in an S3 bucket: the only module that knows boto3.
+"""A store in an S3 bucket. It and `s3_client` are all that knows boto3.
 
 One client is built at the start and shared by all threads. The SDK's own retries are off, its
 request checksums are sent only where S3 demands them, its time-outs and its pool are ours. What
@@ -11,24 +11,19 @@ is read, and its length checked, inside the call: nobody outside holds a connect
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import boto3
 from botocore import exceptions as sdk
-from botocore.awsrequest import AWSRequest
-from botocore.config import Config
 from botocore.parsers import ResponseParserError
-from botocore.utils import determine_content_length
 from urllib3.exceptions import HTTPError
 
 from s3fs_banyan.errors import (
     AlreadyExists,
-    Denied,
+    BrokenBody,
     Misconfigured,
     ObjectMissing,
     StoreError,
@@ -38,6 +33,7 @@ from s3fs_banyan.errors import (
 from s3fs_banyan.remote.base import Capabilities, FileMeta, check_path, check_range
 from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.s3_answers import (
+    Torn,
     answered_ns,
     body_of,
     code_of,
@@ -48,6 +44,7 @@ from s3fs_banyan.remote.s3_answers import (
     status_of,
     unix_ns,
 )
+from s3fs_banyan.remote.s3_client import BODY_BREAKS, from_sdk, make_client
 from s3fs_banyan.remote.s3_errors import error_of
 from s3fs_banyan.remote.s3_integrity import How, Integrity, Sums, Upload, VerificationObserver
 
@@ -58,7 +55,6 @@ T = TypeVar("T")
 
 PART_SIZE_MIN: Final = 5 << 20
 _DELETE_BATCH_MAX: Final = 1000
-_EXPECT_ABOVE_BYTES: Final = 64 * 1024
 _REPLACEMENTS_MAX: Final = 3
 
 
@@ -85,7 +81,7 @@ class S3Store:
         self._uploads: dict[str, Upload] = {}
         with self._translated("connect"):
             try:
-                self._client = _client(options)
+                self._client = make_client(options)
             except ValueError as error:  # the SDK's word for an end point that is no URL
                 raise Misconfigured(f"{self.url}: {error}") from error
 
@@ -139,21 +135,31 @@ class S3Store:
         if length == 0:
             self.stat(path)
             return b""
-        span = ""
-        if offset or length is not None:
-            end = "" if length is None else offset + length - 1
-            span = f"bytes={offset}-{end}"
         try:
-            answer, body = self._get(path, span)
+            return self._read(Torn(path, offset, length))
         except _RangeBeyondEnd:
             return b""
-        what = f"{self.url}: read {path}"
+
+    def read_rest(self, broken: BrokenBody) -> bytes:
+        torn = Torn(broken.path, broken.offset, broken.length, broken.received, broken.etag)
+        try:
+            return self._read(torn)
+        except (AlreadyExists, _RangeBeyondEnd):  # 412: it is another object by now
+            return self.read(broken.path, offset=broken.offset, length=broken.length)
+
+    def _read(self, asked: Torn) -> bytes:
+        """Read what is missing of a range, and return all of it."""
+        answer, body = self._get(asked)
+        rest = None if asked.length is None else asked.length - len(asked.received)
+        data = asked.received + cut_range(answer, body, asked.begin, rest, asked.path)
+        what = f"{self.url}: read {asked.path}"
         etag = etag_of(answer, what)
-        if not span and self._integrity.is_md5(answer, etag):
-            md5 = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        is_whole = not asked.offset and asked.length is None
+        if is_whole and self._integrity.is_md5(answer, etag):
+            md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
             if etag != md5:
                 raise TransferCorrupt(f"{what}: MD5 {md5} here, {etag} in the store")
-        return cut_range(answer, body, offset, length, path)
+        return data
 
     def write(
         self,
@@ -400,16 +406,28 @@ class S3Store:
         if self._observer is not None:
             self._observer.verified(how, good=good)
 
-    def _get(self, path: str, span: str = "") -> tuple[Mapping[str, Any], bytes]:
-        """Return the answer and the whole body of a GET, of a range if `span` names one."""
-        asked: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(path)}
+    def _get(self, torn: Torn) -> tuple[Mapping[str, Any], bytes]:
+        """Return the answer and the whole body of a GET of what is missing of a range.
+
+        Raises `AlreadyExists` if some bytes are known and the object is another one by now.
+        """
+        asked: dict[str, Any] = {"Bucket": self._bucket, "Key": self._key(torn.path)}
         asked |= self._encryption.for_bytes()
-        if span:
-            asked["Range"] = span
-        with self._translated(f"read {path}"):
+        if torn.begin or torn.length is not None:
+            end = "" if torn.length is None else torn.offset + torn.length - 1
+            asked["Range"] = f"bytes={torn.begin}-{end}"
+        if torn.etag:
+            asked["IfMatch"] = f'"{torn.etag}"'
+        what = f"{self.url}: read {torn.path}"
+        with self._translated(f"read {torn.path}"):
             answer = self._client.get_object(**asked)
-            what = f"{self.url}: read {path}"
-            return answer, body_of(answer, what, self._options.read_timeout_s)
+            found = etag_of(answer, what)
+            if torn.etag and found != torn.etag:
+                answer["Body"].close()
+                raise AlreadyExists(f"{what}: it was written anew")
+            seen = replace(torn, etag=found)
+            timeout_s = self._options.read_timeout_s
+            return answer, body_of(answer, what, timeout_s, seen, BODY_BREAKS)
 
     def _proven(
         self, path: str, asked: Mapping[str, Any], answer: Mapping[str, Any], sums: Sums
@@ -446,7 +464,7 @@ class S3Store:
     def _read_back(self, path: str, sums: Sums) -> tuple[str, bool]:
         """Return the ETag of the object in the store, and whether it is what was sent."""
         try:
-            answer, body = self._get(path)
+            answer, body = self._get(Torn(path, 0, None))
         except ObjectMissing as error:
             raise TransferCorrupt(f"{error}: it was written a moment ago") from error
         good = self._integrity.sums(body, with_sha256=False).md5 == sums.md5
@@ -499,100 +517,3 @@ class S3Store:
 
 class _RangeBeyondEnd(StoreError):
     """416: the range begins at or after the end of the object. Never leaves this module."""
-
-
-def from_sdk(error: Exception, what: str) -> StoreError:
-    """Return our error for one that the SDK raised without an answer of the store."""
-    if isinstance(error, sdk.NoCredentialsError | sdk.PartialCredentialsError):
-        return Denied(
-            f"{what}: no credentials found: set access_key and secret_key in the configuration, "
-            "or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or an instance role"
-        )
-    if isinstance(error, _DENIED):
-        return Denied(f"{what}: no usable credentials: {error}")
-    if isinstance(error, _CORRUPT):
-        return TransferCorrupt(f"{what}: {error}")
-    if isinstance(error, sdk.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return Misconfigured(
-            f"{what}: the server's certificate is not trusted ({error}): set ca_bundle to the "
-            "certificate of its authority"
-        )
-    if isinstance(error, _TRANSPORT):
-        return Unavailable(f"{what}: {error}")
-    return Misconfigured(f"{what}: {error}")
-
-
-_DENIED: Final = (
-    sdk.NoAuthTokenError,
-    sdk.TokenRetrievalError,
-    sdk.SSOError,
-    sdk.LoginError,
-    sdk.UnauthorizedSSOTokenError,
-    sdk.RefreshWithMFAUnsupportedError,
-)
-_CORRUPT: Final = (sdk.ChecksumError, sdk.FlexibleChecksumError)
-_TRANSPORT: Final = (
-    sdk.HTTPClientError,
-    sdk.ConnectionError,
-    sdk.IncompleteReadError,
-    # Keys from an instance role or an identity service: the service did not answer in time.
-    sdk.CredentialRetrievalError,
-    sdk.MetadataRetrievalError,
-    sdk.CapacityNotAvailableError,
-    ResponseParserError,
-    HTTPError,
-    OSError,
-)
-
-
-def _client(options: StoreOptions) -> S3Client:
-    """Build the one client."""
-    session = boto3.session.Session(
-        aws_access_key_id=options.access_key or None,
-        aws_secret_access_key=options.secret_key or None,
-        aws_session_token=options.session_token or None,
-        region_name=options.region or None,
-    )
-    style: Literal["path", "virtual", "auto"] = "path" if options.uses_path_style else "auto"
-    if options.path_style is False:
-        style = "virtual"
-    region = options.region or session.region_name
-    if not region and options.endpoint_url:
-        region = "us-east-1"  # other services take it as "wherever you are"
-    client: S3Client = session.client(
-        "s3",
-        region_name=region,
-        endpoint_url=options.endpoint_url or None,
-        verify=(options.ca_bundle or None) if options.verify_tls else False,
-        config=Config(
-            signature_version="s3v4",
-            retries={"mode": "standard", "total_max_attempts": 1},
-            max_pool_connections=options.connections,
-            connect_timeout=options.connect_timeout_s,
-            read_timeout=options.read_timeout_s,
-            tcp_keepalive=True,
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            s3={"addressing_style": style},
-        ),
-    )
-    client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
-    client.meta.events.register("before-sign.s3", _send_small_body_at_once)
-    return client
-
-
-def _add_content_md5(params: dict[str, Any], **_: object) -> None:
-    """Add the Content-MD5 that older services demand of a batch delete, and newer ones check."""
-    digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
-    params["headers"]["Content-MD5"] = base64.b64encode(digest).decode("ascii")
-
-
-def _send_small_body_at_once(request: AWSRequest, **_: object) -> None:
-    """Drop "Expect: 100-continue" from small uploads: the answer to it costs a round trip.
-
-    Large ones keep it. A store that refuses them hangs up, and without it the refusal (a
-    `Throttled` that may be repeated) would be lost in a broken pipe.
-    """
-    size = determine_content_length(request.data)
-    if size is not None and size <= _EXPECT_ABOVE_BYTES:
-        del request.headers["Expect"]

@@ -7,13 +7,14 @@ always gives it was said by some stranger, a proxy's login page for one, and is 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-from s3fs_banyan.errors import Unavailable
+from s3fs_banyan.errors import BrokenBody, Unavailable
 from s3fs_banyan.remote.base import check_path
 from s3fs_banyan.runtime import monotonic_s
 
@@ -24,25 +25,66 @@ _READ_RATE_MIN: Final = 16 * 1024
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
-def body_of(answer: Mapping[str, Any], what: str, timeout_s: float) -> bytes:
-    """Read the whole body, however it is cut into packets, or raise `Unavailable`.
+@dataclass(frozen=True, slots=True)
+class Torn:
+    """What a read asked for, and what of it is known from bodies that broke."""
 
-    `timeout_s` is for the first byte; the rest has to come at some speed.
+    path: str
+    offset: int
+    length: int | None
+    received: bytes = b""
+    etag: str = ""
+    """Of the object that the bytes are from."""
+
+    @property
+    def begin(self) -> int:
+        """Where what is missing begins."""
+        return self.offset + len(self.received)
+
+    def after(self, answer: Mapping[str, Any], pieces: Sequence[bytes], why: str) -> Unavailable:
+        """Return the error for a body that broke after `pieces`: what came is kept in it."""
+        match = _CONTENT_RANGE.fullmatch(answer.get("ContentRange") or "")
+        if self.begin != (int(match[1]) if match else 0) or not (pieces or self.received):
+            return Unavailable(why)
+        return BrokenBody(
+            why,
+            path=self.path,
+            offset=self.offset,
+            length=self.length,
+            received=b"".join((self.received, *pieces)),
+            etag=self.etag,
+        )
+
+
+def body_of(
+    answer: Mapping[str, Any],
+    what: str,
+    timeout_s: float,
+    torn: Torn,
+    breaks: tuple[type[Exception], ...],
+) -> bytes:
+    """Read the whole body, however it is cut into packets.
+
+    `timeout_s` is for the first byte; the rest has to come at some speed. `breaks` are the
+    errors of a line that breaks. Raises `Unavailable`, as `BrokenBody` if some of it came.
     """
     expected = answer.get("ContentLength")
     chunked = "transfer-encoding" in answer["ResponseMetadata"]["HTTPHeaders"]
     if expected is None and not chunked:  # nothing would tell its end from a lost connection
         raise Unavailable(f"{what}: a body without a length")
     deadline_s = monotonic_s() + timeout_s + (expected or 0) / _READ_RATE_MIN
-    pieces = []
-    with closing(answer["Body"]) as body:
-        while piece := body.read(_READ_PIECE_BYTES):
-            pieces.append(piece)
-            if monotonic_s() > deadline_s:
-                raise Unavailable(f"{what}: the body came too slowly")
+    pieces: list[bytes] = []
+    try:
+        with closing(answer["Body"]) as body:
+            while piece := body.read(_READ_PIECE_BYTES):
+                pieces.append(piece)
+                if monotonic_s() > deadline_s:
+                    raise torn.after(answer, pieces, f"{what}: the body came too slowly")
+    except breaks as error:
+        raise torn.after(answer, pieces, f"{what}: {error}") from error
     whole = b"".join(pieces)
     if expected is not None and len(whole) != expected:
-        raise Unavailable(f"{what}: {len(whole)} bytes came of {expected}")
+        raise torn.after(answer, pieces, f"{what}: {len(whole)} bytes came of {expected}")
     return whole
 
 

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from s3fs_banyan.observe import Metrics
 from s3fs_banyan.remote.azure import AzureStore
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.gcs import GoogleStore
 from s3fs_banyan.remote.layers import MeterLayer, RetryLayer
 from s3fs_banyan.remote.local import LocalStore
 from s3fs_banyan.remote.memory import MemoryStore
+from s3fs_banyan.remote.open import paced
 from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.s3 import S3Store
 from tests.servers import AzuriteServer, GcsServer, ObjectServer
@@ -132,7 +134,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RemoteFile
     else:
         made = store_on(request.getfixturevalue(name), **ENCRYPTIONS[encryption])
     if layers:
-        made = RetryLayer(MeterLayer(made, Requests()), deadline_s=30)
+        way = Metrics().store
+        made = paced(MeterLayer(made, Requests()), StoreOptions(), way=way)
+        made = RetryLayer(made, deadline_s=30, observer=way)
     yield made
     made.close()
 

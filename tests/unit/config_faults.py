@@ -57,6 +57,15 @@ WRONG_VALUES = {
     "encryption.passphrase": [("5", TEXT_FAULT)],
     "encryption.passphrase_file": [("secret", PATH_FAULT), ("[x]", "expected a path")],
     "encryption.key_file": [("secret", PATH_FAULT)],
+    "storage.remote.pacing.enabled": [("perhaps", FLAG_FAULT)],
+    "storage.remote.pacing.hedging": [("perhaps", FLAG_FAULT)],
+    **{
+        f"storage.remote.pacing.{name}_{end}": [("0", "must be at least 1")]
+        for name in ("uploads", "demand", "prefetch")
+        for end in ("min", "max")
+    },
+    "storage.remote.pacing.upload_rate": [("fast", SIZE_FAULT)],
+    "storage.remote.pacing.download_rate": [("-1", SIZE_FAULT)],
     "durability": [("both", "expected 'local' or 'remote'")],
     "commit.interval": [("0.9s", "must be at least 1s"), (".nan", TIME_FAULT)],
     "commit.inline_max": [("7MiB", "must be at most 6MiB"), ("4M", SIZE_FAULT)],

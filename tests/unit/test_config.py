@@ -220,9 +220,11 @@ FAULTS = [
     ("storage", "5", "", NO_SECTION),
     ("storage.remote", "[a]", "", NO_SECTION),
 ]
+MIN_FAULT = "must not exceed 'uploads_max'"
 ACROSS = [
     ("storage.remote", "{type: s3}", ".bucket", "is required when the type is 's3'"),
     ("storage.remote", "{type: file}", ".directory", "is required when the type is 'file'"),
+    ("storage.remote.pacing", "{uploads_min: 9, uploads_max: 8}", ".uploads_min", MIN_FAULT),
     (
         "storage.remote",
         "{bucket: abc}",

@@ -37,8 +37,18 @@ from s3fs_banyan.observe import (
     setup_logging,
 )
 from s3fs_banyan.observe.metrics import BUCKETS_S, UNANSWERED
-from s3fs_banyan.observe.table import FUSE_OPERATIONS, PREFIX, STORE_VERBS
+from s3fs_banyan.observe.table import (
+    CUT_VERBS,
+    FUSE_OPERATIONS,
+    PREFIX,
+    RETRY_REASONS,
+    STORE_VERBS,
+    TRAFFIC,
+)
+from s3fs_banyan.remote import hedging
 from s3fs_banyan.remote.layers import OUTCOMES, REPEATABLE_VERBS
+from s3fs_banyan.remote.retry_table import REASONS
+from s3fs_banyan.remote.traffic import Traffic
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -246,15 +256,46 @@ def test_store_is_reachable_as_long_as_it_answers() -> None:
     assert value(metrics, "store_received_bytes_total", verb="read") == 15
 
 
-def test_waits_of_the_retry_layer_are_counted_and_still_happen() -> None:
-    """Retries are what a throttling store costs."""
+def test_what_the_layers_tell_is_counted_by_its_label() -> None:
+    """Retries are what a bad line costs; each reason asks for another remedy."""
     metrics = Metrics()
-    slept: list[float] = []
-    sleep = metrics.store.count_retries(slept.append)
-    sleep(0.5)
-    sleep(1.5)
-    assert slept == [0.5, 1.5]
-    assert value(metrics, "store_retries_total") == 2
+    for reason in RETRY_REASONS:
+        metrics.store.retried(reason)
+        assert value(metrics, "store_retries_total", reason=reason) == 1
+    metrics.store.resumed(700)
+    metrics.store.hedged(won=True)
+    metrics.store.cut("write")
+    metrics.store.throttled("upload")
+    metrics.store.waited("demand", 0.2)
+    assert value(metrics, "store_resumed_bytes_total") == 700
+    assert value(metrics, "store_hedges_total", result="won") == 1
+    assert value(metrics, "store_hedges_total", result="lost") == 0
+    assert value(metrics, "store_cut_requests_total", verb="write") == 1
+    assert value(metrics, "store_throttled_total", traffic="upload") == 1
+    assert value(metrics, "store_queue_seconds_count", traffic="demand") == 1
+
+
+def test_labels_of_the_layers_are_those_of_the_table() -> None:
+    """A series that is born with its first event hides that event."""
+    assert set(TRAFFIC) == set(Traffic)
+    assert set(RETRY_REASONS) == set(REASONS.values())
+    assert set(CUT_VERBS) == hedging.CUT_VERBS
+
+
+def test_report_of_the_worker_crosses_as_json_and_adds_up_once() -> None:
+    """Packs are put by the worker: without its report most of the bill would be missing."""
+    worker, daemon = Metrics(process="worker"), Metrics()
+    worker.store.request("write", "ok", 0.02, 100, 0)
+    worker.store.paced("upload", 7, 3, 2)
+    daemon.store.paced("upload", 1, 0, 0)
+    for _ in range(2):
+        daemon.add_report(json.loads(json.dumps(worker.take_report())))
+    assert value(daemon, "store_sent_bytes_total", verb="write") == 100
+    assert value(daemon, "store_request_seconds_count", verb="write") == 1
+    for process, limit in (("worker", 7), ("mount", 1)):
+        labels = {"traffic": "upload", "process": process}
+        assert value(daemon, "store_concurrency_limit", **labels) == limit
+    assert value(daemon, "store_queued", traffic="upload", process="worker") == 2
 
 
 def test_changes_of_the_worker_process_add_up_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,7 @@ from s3fs_banyan.remote.layers import (
     _Layer,
 )
 from s3fs_banyan.remote.memory import MemoryStore
+from s3fs_banyan.remote.retry_table import REASONS, RULES, render
 
 VERBS: dict[str, Callable[[_Layer], object]] = {
     "list": lambda store: list(store.list()),
@@ -227,6 +229,28 @@ def test_listing_that_makes_no_progress_ends_at_the_deadline() -> None:
     store.write("x", b"")
     with pytest.raises(Unavailable):
         list(World().retry(store, deadline_s=5).list())
+
+
+def test_bytes_that_keep_changing_are_not_asked_for_for_ever() -> None:
+    """Five times corrupt is a broken machine on the way, and a retry only makes it busy."""
+    store = Scripted(*[TransferCorrupt("bits") for _ in range(100)])
+    with pytest.raises(TransferCorrupt):
+        World().retry(store).read("x")
+    assert len(store.calls) == RULES[TransferCorrupt].attempts_max == 5
+
+
+def test_table_of_retries_is_the_document_s() -> None:
+    """What an operator reads is what the code does."""
+    document = Path(__file__).parents[2] / "docs" / "store.md"
+    text = document.read_text(encoding="utf-8")
+    for row in render():
+        assert row in text.splitlines(), row
+    table = text.partition("a random share of |")[2].partition("\n\n")[0]
+    assert len(table.splitlines()) == 2 + len(RULES)
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, StoreError) and kind is not StoreError:
+            assert kind.retryable == (kind in RULES), kind
+    assert set(REASONS) == set(RULES)
 
 
 # --- meter -----------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from s3fs_banyan.errors import (
     TransferCorrupt,
     Unavailable,
 )
-from s3fs_banyan.remote.s3 import from_sdk
+from s3fs_banyan.remote.s3_client import from_sdk
 from s3fs_banyan.remote.s3_errors import CODES, error_of
 
 DOCUMENTED = {
