@@ -149,6 +149,7 @@ class Engine:
         metrics.journal_segments["used"].set(used)
         metrics.journal_segments["free"].set(free)
         metrics.journal_backlog_bytes.set(state.journal.backlog_bytes)
+        metrics.journal_backlog_limit_bytes.set(self.ctx.settings.dirty_bytes_max)
         metrics.recovery_lag_bytes.set(state.lag_bytes)
         metrics.recovery_lag_seconds.set(self.lag_s)
         metrics.store_reachable.set(int(state.online))

@@ -36,6 +36,7 @@ from s3fs_banyan.meta.seal_list import SealItem, SealList
 from s3fs_banyan.remote.base import RemoteFileSystem
 
 _RECORDS_CACHED: Final = 16
+_MOVE_READS: Final = 4
 COMMIT_BYTES_MAX: Final = 8 << 20
 """Delta and inline data of a commit stay below this."""
 
@@ -231,12 +232,24 @@ class Sealing:
         return data
 
     def _moved(self, item: SealItem) -> bytes:
-        """Return a living chunk as stored, for its new place; every frame is verified."""
+        """Return a living chunk as stored, for its new place; every frame is verified.
+
+        A bit that flipped on the way, now or when the block was cached, is no damage: look again.
+        """
+        for left in reversed(range(_MOVE_READS)):
+            try:
+                return self._moved_once(item, use_cache=left == _MOVE_READS - 1)
+            except Corrupt:
+                if not left:
+                    raise
+        raise AssertionError("the last read neither returned nor raised")
+
+    def _moved_once(self, item: SealItem, *, use_cache: bool) -> bytes:
         block_bytes = self._cache.block_bytes
         first = item.source_offset // block_bytes
         last = (item.source_offset + item.stored_length - 1) // block_bytes
         blocks = [self._cache.get(item.source_key, index) for index in range(first, last + 1)]
-        if all(block is not None for block in blocks):
+        if use_cache and all(block is not None for block in blocks):
             run = b"".join(block for block in blocks if block is not None)
             skip = item.source_offset - first * block_bytes
             stored = run[skip : skip + item.stored_length]
