@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from s3fs_banyan import __version__
-from s3fs_banyan.cli import browse, mounting, running, volume
+from s3fs_banyan.cli import browse, deploying, mounting, running, volume
 from s3fs_banyan.cli.output import print_line, say
 from s3fs_banyan.errors import BanyanFSError, ExitCode
 from s3fs_banyan.observe import setup_logging
@@ -60,6 +60,7 @@ volume.register(app)
 mounting.register(app)
 running.register(app)
 browse.register(app)
+deploying.register(app)
 
 
 def main() -> None:

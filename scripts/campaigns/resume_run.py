@@ -78,7 +78,8 @@ def _sent(running: Session) -> int:
 
 def _kill_at(running: Session, sent_bytes: int, number: int) -> None:
     """Ask for everything to be sent, kill when so much has gone out, mount again."""
-    asking = threading.Thread(target=_ask_sync, args=(running,), daemon=True)
+    dying = threading.Event()
+    asking = threading.Thread(target=_ask_sync, args=(running, dying), daemon=True)
     asking.start()
     before = _sent(running)
     # An earlier kill may have sent more than this one's share: traffic has to flow in any case.
@@ -88,6 +89,7 @@ def _kill_at(running: Session, sent_bytes: int, number: int) -> None:
         if time.monotonic() > deadline:
             raise running.mount.error(f"only {sent} bytes were sent, {wanted} were expected")
         time.sleep(0.01)
+    dying.set()
     running.mount.kill()
     asking.join(30)
     begin = time.monotonic()
@@ -100,11 +102,11 @@ def _kill_at(running: Session, sent_bytes: int, number: int) -> None:
     )
 
 
-def _ask_sync(running: Session) -> None:
+def _ask_sync(running: Session, dying: threading.Event) -> None:
     try:
         running.mount.ask("sync", DRAINED_WITHIN_S)
     except MountError as error:
-        if running.mount.alive:  # else it is what was to be expected of a killed daemon
+        if not dying.is_set():  # else it is what was to be expected of a killed daemon
             running.results.event("the sync failed", why=str(error).splitlines()[0])
 
 
