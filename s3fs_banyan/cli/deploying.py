@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from importlib.resources import files
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
+from s3fs_banyan.errors import ExitCode, UsageError
 
-class DeployFile(StrEnum):
-    """What can be printed, by the name that a person types."""
-
-    ALERTS = "alerts"
-    SYSTEMD = "systemd"
-    FSTAB = "fstab"
-
-
-_FILES = {
-    DeployFile.ALERTS: "alerts.yml",
-    DeployFile.SYSTEMD: "s3fs-banyan@.service",
-    DeployFile.FSTAB: "mount.s3fs-banyan",
+DEPLOY_FILES: Final = {
+    "alerts": "alerts.yml",
+    "systemd": "s3fs-banyan@.service",
+    "fstab": "mount.s3fs-banyan",
 }
+"""What a person types -> the file in `s3fs_banyan/deploy/`."""
 
 
 def register(app: typer.Typer) -> None:
@@ -32,11 +25,11 @@ def register(app: typer.Typer) -> None:
 
 def deploy(
     what: Annotated[
-        DeployFile,
+        str,
         typer.Argument(
-            help="alerts: rules for Prometheus. systemd: the unit s3fs-banyan@.service. "
-            "fstab: the helper /sbin/mount.s3fs-banyan, for mount(8) and /etc/fstab.",
-            show_choices=True,
+            metavar="WHAT",
+            help="**alerts**: rules for Prometheus. **systemd**: the unit s3fs-banyan@.service. "
+            "**fstab**: the helper /sbin/mount.s3fs-banyan, for mount(8) and /etc/fstab.",
         ),
     ],
 ) -> None:
@@ -47,6 +40,11 @@ def deploy(
     sys.stdout.write(deploy_text(what))
 
 
-def deploy_text(what: DeployFile) -> str:
-    """Return the text of a file."""
-    return (files("s3fs_banyan") / "deploy" / _FILES[what]).read_text(encoding="utf-8")
+def deploy_text(what: str) -> str:
+    """Return the text of a file; raises `UsageError` if there is none of that name."""
+    name = DEPLOY_FILES.get(what)
+    if name is None:
+        raise UsageError(
+            f"deploy: {what!r} is not one of {', '.join(DEPLOY_FILES)}", exit_code=ExitCode.USAGE
+        )
+    return (files("s3fs_banyan") / "deploy" / name).read_text(encoding="utf-8")

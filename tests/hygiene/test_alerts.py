@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from s3fs_banyan.cli.deploying import DeployFile, deploy_text
+from s3fs_banyan.cli.deploying import DEPLOY_FILES, deploy_text
+from s3fs_banyan.errors import ExitCode, UsageError
 from s3fs_banyan.observe import METRICS
 from tests.hygiene import tree
 
@@ -140,15 +141,20 @@ def test_the_document_lists_every_alert_with_its_metrics() -> None:
 # --- the command -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("what", "name"),
-    [
-        (DeployFile.ALERTS, "alerts.yml"),
-        (DeployFile.SYSTEMD, "s3fs-banyan@.service"),
-        (DeployFile.FSTAB, "mount.s3fs-banyan"),
-    ],
-)
-def test_the_command_prints_the_file_as_it_is(what: DeployFile, name: str) -> None:
+@pytest.mark.parametrize("what", DEPLOY_FILES)
+def test_the_command_prints_the_file_as_it_is(what: str) -> None:
     """Whoever installed the package has no checkout to copy it from."""
-    assert deploy_text(what) == (_RULES.parent / name).read_text(encoding="utf-8")
-    assert len(DeployFile) == len([*_RULES.parent.iterdir()])
+    path = _RULES.parent / DEPLOY_FILES[what]
+    assert deploy_text(what) == path.read_text(encoding="utf-8")
+
+
+def test_every_file_for_deployment_can_be_printed() -> None:
+    """A file that nobody can get at helps nobody."""
+    assert sorted(DEPLOY_FILES.values()) == sorted(path.name for path in _RULES.parent.iterdir())
+
+
+def test_a_name_that_is_none_is_refused_with_those_that_are() -> None:
+    """The line says what can be typed."""
+    with pytest.raises(UsageError, match="'grafana' is not one of alerts, systemd, fstab") as found:
+        deploy_text("grafana")
+    assert found.value.exit_code == ExitCode.USAGE
