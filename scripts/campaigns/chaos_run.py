@@ -11,13 +11,17 @@ from urllib.request import urlopen
 
 from campaigns.cold import ColdFiles
 from campaigns.session import Session, options, session
+from s3fs_banyan.errors import ExitCode
 from tests.chaos.client import ChaosProxy, Report
 from tests.chaos.script import spread_blackouts
-from tests.kernel.mounts import Mount
+from tests.kernel.mounts import Mount, MountError
 from tests.servers import SeaweedServer
 
 SAMPLE_S = 15.0
 DRAINED_WITHIN_S = 900.0
+MOUNT_ATTEMPTS = 30
+STORE_AWAY = f"the daemon ended with {ExitCode.STORE.value}"
+"""A mount without local state may fail while the store is away, with this and nothing else."""
 
 SETTINGS: dict[str, dict[str, object]] = {
     "commit": {"interval": "5s"},
@@ -59,9 +63,12 @@ def main() -> int:
         cold.start()
         try:
             _work(running, cold, chosen)
+            _verify(running, cold)
         finally:
             _tell(running, cold, chosen.out)
-        _verify(running, cold)
+        running.mount.umount()
+        running.mount.volume.check()
+        running.results.event("checked")
     return running.results.finish()
 
 
@@ -85,13 +92,45 @@ def _work(running: Session, cold: ColdFiles, chosen: argparse.Namespace) -> None
             lag_s=round(mount.number("lag", "seconds"), 1),
             cold_reads=cold.reads,
         )
-    running.proxy.calm()
-    running.results.event("the weather clears")
     running.load.stop()
     cold.stop()
+    running.proxy.begin()
+    _die(running)
+    running.proxy.calm()
+    running.results.event("the weather clears")
     begin = time.monotonic()
     running.mount.ask("sync", DRAINED_WITHIN_S)
     running.results.event("everything is in the store", drain_s=round(time.monotonic() - begin, 1))
+
+
+def _die(running: Session) -> None:
+    """kill -9, and a start from the local state, whatever the store does meanwhile."""
+    running.mount.kill()
+    begin = time.monotonic()
+    running.mount.start()
+    running.results.event("killed and mounted again", mount_s=round(time.monotonic() - begin, 1))
+
+
+def _recover(running: Session, cold: ColdFiles) -> None:
+    """The machine is lost, and another one takes over in the same weather."""
+    mount = running.mount
+    mount.kill()
+    mount.wipe_cache()
+    running.proxy.begin()
+    begin = time.monotonic()
+    for attempt in range(1, MOUNT_ATTEMPTS + 1):
+        try:
+            mount.start("--takeover")
+            break
+        except MountError as error:
+            if STORE_AWAY not in str(error) or attempt == MOUNT_ATTEMPTS:
+                raise
+            time.sleep(1.0)
+    mounted_s = round(time.monotonic() - begin, 1)
+    running.results.event("another machine took over", mount_s=mounted_s, attempts=attempt)
+    cold.verify()
+    running.proxy.calm()
+    running.results.event("verified under faults, through an empty cache")
 
 
 def _tell(running: Session, cold: ColdFiles, out: Path) -> None:
@@ -142,6 +181,6 @@ def _verify(running: Session, cold: ColdFiles) -> None:
     load.verify("answered")
     cold.verify()
     results.event("verified through an empty cache")
-    mount.umount()
-    mount.volume.check()
-    results.event("checked")
+    _recover(running, cold)
+    load.verify("answered")
+    results.event("verified once more")

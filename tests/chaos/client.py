@@ -47,15 +47,21 @@ class ChaosProxy:
         seed: int = 1,
         duration_s: float = 3600.0,
         blackouts: Sequence[Blackout] = (),
+        weather: str = "",
         log: Path | None = None,
     ) -> None:
-        """`upstream` is the endpoint of the server behind it; `log` gets a line a fault."""
+        """`upstream` is the endpoint of the server behind it; `log` gets a line a fault.
+
+        `weather` is the only one of the run, if it is given.
+        """
         self.endpoint_url = ""
         self._command = [sys.executable, "-m", "tests.chaos.proxy", upstream]
         self._command += ["--seed", str(seed), "--duration", str(duration_s)]
         for blackout in blackouts:
             self._command += ["--blackout"]
             self._command += [f"{blackout.start_s}:{blackout.length_s}:{blackout.kind}"]
+        if weather:
+            self._command += ["--weather", weather]
         if log is not None:
             self._command += ["--log", str(log.resolve())]
         self._process: subprocess.Popen[str] | None = None
@@ -77,7 +83,7 @@ class ChaosProxy:
         self._process.communicate()
 
     def begin(self) -> None:
-        """Start the script."""
+        """Start the script, or start it again from its beginning."""
         self._ask("begin")
 
     def calm(self) -> None:

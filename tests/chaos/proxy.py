@@ -2,7 +2,7 @@
 
 The process prints its port, then answers commands, one a line, on its standard input:
 
-    begin                           start the clock of the script
+    begin                           start the clock of the script, or start it again
     calm                            no faults any more, all connections are cut once
     only KIND | only                every request that KIND fits gets it; back to no faults
     mode open|refused|black-holed   the line itself, by hand
@@ -28,7 +28,7 @@ from typing import Final, cast
 from urllib.parse import urlsplit
 
 from tests.chaos.exchange import Book, Exchange
-from tests.chaos.script import BLACKOUT_KINDS, Blackout, Fault, Mode, Request, Script
+from tests.chaos.script import BLACKOUT_KINDS, WEATHERS, Blackout, Fault, Mode, Request, Script
 from tests.chaos.wire import Hangup, Wire
 
 _BACKLOG: Final = 128
@@ -243,10 +243,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--duration", type=float, default=3600.0)
     parser.add_argument("--blackout", type=_blackout, action="append", default=[])
+    parser.add_argument("--weather", choices=[w.name for w in WEATHERS], default="")
     parser.add_argument("--log", type=Path)
     chosen = parser.parse_args()
     blackouts = tuple(chosen.blackout)
-    script = Script(seed=chosen.seed, duration_s=chosen.duration, blackouts=blackouts)
+    script = Script(
+        seed=chosen.seed, duration_s=chosen.duration, blackouts=blackouts, fixed=chosen.weather
+    )
     proxy = Proxy(chosen.upstream, script, chosen.log)
     for body in (proxy.accept, proxy.watch):
         threading.Thread(target=body, daemon=True).start()

@@ -141,6 +141,8 @@ class Script:
     seed: int
     duration_s: float
     blackouts: tuple[Blackout, ...] = ()
+    fixed: str = ""
+    """Name of the one weather of the whole run, for short ones."""
     only: str = ""
     """A test's way: every request that it fits gets this kind."""
     injected: Counter[str] = field(default_factory=Counter)
@@ -154,7 +156,7 @@ class Script:
         self._weathers = []
         at_s = 0.0
         while at_s < self.duration_s:
-            for weather in rng.sample(WEATHERS, len(WEATHERS)):
+            for weather in rng.sample(_wanted(self.fixed), len(_wanted(self.fixed))):
                 self._weathers.append((at_s, weather))
                 at_s += rng.uniform(8.0, 25.0)
 
@@ -197,6 +199,10 @@ class Script:
         """Return the kinds that were never injected, blackouts that the script has included."""
         wanted = [*KINDS, DELAY, *{blackout.kind for blackout in self.blackouts}]
         return [kind for kind in wanted if not self.injected[kind]]
+
+
+def _wanted(name: str) -> tuple[Weather, ...]:
+    return tuple(weather for weather in WEATHERS if name in {"", weather.name})
 
 
 def spread_blackouts(seed: int, duration_s: float, lengths_s: Iterable[float]) -> list[Blackout]:
