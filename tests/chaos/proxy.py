@@ -57,7 +57,6 @@ class Proxy:
         self._listener.listen(_BACKLOG)
         self.port: int = self._listener.getsockname()[1]
         self._traffic: dict[str, Counter[str]] = defaultdict(Counter)
-        self._by_target: Counter[str] = Counter()
 
     # --- the line ------------------------------------------------------------------------
 
@@ -146,7 +145,7 @@ class Proxy:
                 request = Request(method=method, target=target, body_bytes=head.length)
                 with self._lock:
                     fault = self._script.draw(request, self._at_s()) if self._faulty() else _NONE
-                    self._traffic[_line(request)]["requests"] += 1
+                    self._traffic[request.line]["requests"] += 1
                 if not Exchange(client, head, fault, request, book).run(connect):
                     break
             client.close()
@@ -165,8 +164,7 @@ class Proxy:
 
     def _injected(self, kind: str, request: Request) -> None:
         with self._lock:
-            self._script.note(kind)
-            self._by_target[f"{kind} {_line(request)}"] += 1
+            self._script.note(kind, request)
             self._write_log(kind, request.method, request.target)
 
     def _write_log(self, kind: str, method: str, target: str) -> None:
@@ -176,11 +174,11 @@ class Proxy:
 
     def _sent(self, request: Request, count: int) -> None:
         with self._lock:
-            self._traffic[_line(request)]["sent_bytes"] += count
+            self._traffic[request.line]["sent_bytes"] += count
 
     def _received(self, request: Request, count: int) -> None:
         with self._lock:
-            self._traffic[_line(request)]["received_bytes"] += count
+            self._traffic[request.line]["received_bytes"] += count
 
     # --- commands ------------------------------------------------------------------------
 
@@ -213,14 +211,10 @@ class Proxy:
                 "weather": "" if self._calm else self._script.weather(self._at_s()).name,
                 "injected": dict(sorted(self._script.injected.items())),
                 "missing": self._script.missing(),
-                "by_target": dict(sorted(self._by_target.items())),
+                "by_target": dict(sorted(self._script.by_target.items())),
                 "traffic": {name: dict(counts) for name, counts in sorted(self._traffic.items())},
                 "blackouts": [asdict(blackout) for blackout in self._script.blackouts],
             }
-
-
-def _line(request: Request) -> str:
-    return f"{request.method} {request.category}"
 
 
 def _bound(port: int) -> socket.socket:

@@ -2,8 +2,8 @@
 
 Time is cut into *weathers* of 8 to 25 s; each cycle has every one of them once, in an order from
 the seed. A weather says how many requests are hit, and by what. Blackouts lie between them at
-given moments. Of the kinds that fit a request the rarest so far is the likeliest, so even a short
-run has all of them. Pure: no clock, no socket.
+given moments. Of the kinds that fit a request the one that requests like it have had least
+is the likeliest, so even a short run has all of them. Pure: no clock, no socket.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final, Literal
 from urllib.parse import parse_qs, urlsplit
 
 BLACKOUT_KINDS: Final = ("refused", "black-holed")
-STALL_AT_MOST_S: Final = 600.0
+_RATE_OF_CHANGES: Final = 1.5
 
 Mode = Literal["open", "refused", "black-holed"]
 
@@ -38,6 +38,11 @@ class Request:
         if len(keys) > 1:
             return keys[0]
         return keys[0] if keys and keys[0] else "bucket"
+
+    @property
+    def line(self) -> str:
+        """Method and category, under which it is counted."""
+        return f"{self.method} {self.category}"
 
     @property
     def names_object(self) -> bool:
@@ -146,6 +151,8 @@ class Script:
     only: str = ""
     """A test's way: every request that it fits gets this kind."""
     injected: Counter[str] = field(default_factory=Counter)
+    by_target: Counter[str] = field(default_factory=Counter)
+    """`KIND METHOD CATEGORY` -> how often."""
     _rng: random.Random = field(init=False)
     _weathers: list[tuple[float, Weather]] = field(init=False)
 
@@ -185,15 +192,20 @@ class Script:
         delay_s = self._rng.uniform(*weather.delay_s)
         at = self._rng.random()
         kind = ""
-        if self._rng.random() < weather.rate:
+        # Reads are many, so what changes the store is hit more often.
+        rate = min(0.9, weather.rate * (_RATE_OF_CHANGES if _changes(request) else 1.0))
+        if self._rng.random() < rate:
             fitting = [name for name in weather.kinds if KINDS[name](request)]
-            weights = [1.0 / (1 + self.injected[name]) ** 2 for name in fitting]
+            had = [self.by_target[f"{name} {request.line}"] for name in fitting]
+            weights = [1.0 / (1 + count) ** 2 for count in had]
             kind = self._rng.choices(fitting, weights)[0]
         return Fault(kind=kind, delay_s=delay_s, at=at)
 
-    def note(self, kind: str) -> None:
+    def note(self, kind: str, request: Request | None = None) -> None:
         """Count a fault that was injected."""
         self.injected[kind] += 1
+        if request is not None:
+            self.by_target[f"{kind} {request.line}"] += 1
 
     def missing(self) -> list[str]:
         """Return the kinds that were never injected, blackouts that the script has included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from pathlib import Path
 
@@ -12,13 +13,13 @@ from tests.kernel.mounts import Mount, Settings, s3_volume
 from tests.servers import SeaweedServer
 
 _SETTINGS: Settings = {"commit": {"interval": "1s"}, "cache": {"size": "16MiB", "ram_size": "0"}}
-_DURATION_S = 6.0
-_FAULTS_AT_LEAST = 10
+_FAULTS = 15
+_WITHIN_S = 90.0
 
 
 def test_faults_on_the_way_reach_nobody(seaweed: SeaweedServer, tmp_path: Path) -> None:
     """No error, no wrong byte, and everything is in the store in the end."""
-    known = [os.urandom(300_000) for _ in range(40)]
+    known = [os.urandom(300_000) for _ in range(100)]
     with ChaosProxy(seaweed.endpoint_url, seed=7, duration_s=600.0, weather="rough") as proxy:
         volume = s3_volume(seaweed, tmp_path, _SETTINGS, endpoint_url=proxy.endpoint_url)
         with Mount(volume) as mount:
@@ -29,12 +30,13 @@ def test_faults_on_the_way_reach_nobody(seaweed: SeaweedServer, tmp_path: Path) 
             load = Load(mount.path / "db", tmp_path / "oplog", "--scale", "0.1", "--duration", "60")
             load.start()
             proxy.begin()
-            deadline = time.monotonic() + _DURATION_S
-            number = 0
-            while time.monotonic() < deadline:
-                number = (number + 1) % len(known)
+            rng = random.Random(7)
+            deadline = time.monotonic() + _WITHIN_S
+            while (injected := _injected(proxy)) < _FAULTS and time.monotonic() < deadline:
+                number = rng.randrange(len(known))
                 assert _read_cold(mount.path / f"known-{number}") == known[number]
             assert load.running, load.text()
+            assert injected >= _FAULTS
             proxy.calm()
             load.stop()
             mount.umount()
@@ -45,8 +47,11 @@ def test_faults_on_the_way_reach_nobody(seaweed: SeaweedServer, tmp_path: Path) 
                 assert (mount.path / f"known-{number}").read_bytes() == data
             mount.umount()
         volume.check()
-        injected = proxy.report().injected
-    assert sum(injected.values()) - injected.get("delayed", 0) >= _FAULTS_AT_LEAST, injected
+
+
+def _injected(proxy: ChaosProxy) -> int:
+    injected = proxy.report().injected
+    return sum(injected.values()) - injected.get("delayed", 0)
 
 
 def _read_cold(path: Path) -> bytes:

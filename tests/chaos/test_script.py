@@ -17,9 +17,10 @@ _COMPLETE = Request(method="POST", target="/bucket/vol/pack/1/abc?uploadId=x", b
 def _run(script: Script) -> list[str]:
     found = []
     for number in range(2000):
-        fault = script.draw((_PUT, _GET, _LIST, _COMPLETE)[number % 4], number / 10)
+        request = (_PUT, _GET, _LIST, _COMPLETE)[number % 4]
+        fault = script.draw(request, number / 10)
         if fault.kind:
-            script.note(fault.kind)
+            script.note(fault.kind, request)
         found.append(fault.kind)
     return found
 
@@ -49,6 +50,18 @@ def test_faults_fit_the_requests_that_they_hit() -> None:
     assert "answer_flipped" in kinds["get"]
     assert not kinds["get"] & {"lost_answer", "late", "request_reset"}
     assert {"lost_answer", "late", "request_flipped"} <= kinds["put"]
+
+
+def test_each_sort_of_request_gets_each_kind_that_fits_it() -> None:
+    """Reads are a hundred times as many: they must not use the rare kinds up."""
+    script = Script(seed=8, duration_s=1e4, fixed="rough")
+    for number in range(3000):
+        request = _PUT if number % 60 == 0 else _GET
+        if kind := script.draw(request, number * 3.0).kind:
+            script.note(kind, request)
+    of_puts = [n for line, n in script.by_target.items() if line.endswith("PUT pack")]
+    assert len(of_puts) == sum(fits(_PUT) for fits in KINDS.values())
+    assert max(of_puts) - min(of_puts) <= 5
 
 
 def test_after_the_end_nothing_goes_wrong() -> None:
