@@ -161,8 +161,11 @@ def _counters(mount: Mount) -> dict[str, object]:
     if not mount.alive:
         return {}
     address = mount.volume.settings["metrics"]["address"]
-    with urlopen(f"http://{address}/metrics", timeout=10) as answer:  # loopback
-        text = answer.read().decode()
+    try:
+        with urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+    except OSError as error:  # of a run that has failed: the failure itself must be told
+        return {"metrics of the daemon": f"not to be had: {error}"}
     return {
         f"metric {name}{labels}": float(value)
         for name, labels, value in _SAMPLE_LINE.findall(text)
