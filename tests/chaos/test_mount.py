@@ -49,6 +49,30 @@ def test_faults_on_the_way_reach_nobody(seaweed: SeaweedServer, tmp_path: Path) 
         volume.check()
 
 
+def test_a_mount_that_has_its_state_here_needs_no_answer(
+    seaweed: SeaweedServer, tmp_path: Path
+) -> None:
+    """The store answers the first question of a mount and then no other: it goes on from here."""
+    with ChaosProxy(seaweed.endpoint_url) as proxy:
+        volume = s3_volume(seaweed, tmp_path, _SETTINGS, endpoint_url=proxy.endpoint_url)
+        with Mount(volume) as mount:
+            mount.start()
+            (mount.path / "file").write_bytes(b"kept")
+            mount.sync()
+            mount.kill()
+            proxy.only("lost_answer")
+            mount.start()
+            assert (mount.path / "file").read_bytes() == b"kept"
+            (mount.path / "file").write_bytes(b"newer")
+            proxy.calm()
+            mount.sync()
+            mount.umount()
+            mount.wipe_cache()
+            mount.start()
+            assert (mount.path / "file").read_bytes() == b"newer"
+            mount.umount()
+
+
 def _injected(proxy: ChaosProxy) -> int:
     injected = proxy.report().injected
     return sum(injected.values()) - injected.get("delayed", 0)
