@@ -156,6 +156,7 @@ class Engine:
         metrics.journal_segments["free"].set(free)
         metrics.journal_backlog_bytes.set(state.journal.backlog_bytes)
         metrics.base_packs_bytes.set(state.base_bytes)
+        metrics.journal_backlog_limit_bytes.set(self.ctx.settings.dirty_bytes_max)
         metrics.recovery_lag_bytes.set(state.lag_bytes)
         metrics.recovery_lag_seconds.set(self.lag_s)
         metrics.commit_interval_seconds.set(self.committer.budget.stretched_s)

@@ -105,12 +105,19 @@ def run_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:
     try:
         identity = _claim_directory(local, volume, runtime)
         if online:
+            is_known = load_local_volume(local) is not None
+            try:
+                check_create_if_absent(store, runtime)
+                if not request.takeover:
+                    _check_other_writer(store, identity, request.config, runtime)
+            except StoreError as error:
+                if not (is_known and error.retryable):
+                    raise
+                # The fence will find another writer; these checks only tell of one earlier.
+                log.warning("the store went away, mounting from the local state: %s", error)
             if unlocked:
                 store_local_keyring(local, unlocked[1])
             store_local_volume(local, volume, request.url)
-            check_create_if_absent(store, runtime)
-            if not request.takeover:
-                _check_other_writer(store, identity, request.config, runtime)
         ctx = Context(
             runtime=runtime,
             disk=RealDisk(),

@@ -10,7 +10,16 @@ from typing import Annotated
 import typer
 
 from s3fs_banyan import __version__
-from s3fs_banyan.cli import browse, encryption, explain, mounting, probing, running, volume
+from s3fs_banyan.cli import (
+    browse,
+    deploying,
+    encryption,
+    explain,
+    mounting,
+    probing,
+    running,
+    volume,
+)
 from s3fs_banyan.cli.output import print_line, say
 from s3fs_banyan.errors import BanyanFSError, ExitCode
 from s3fs_banyan.observe import setup_logging
@@ -63,6 +72,7 @@ browse.register(app)
 explain.register(app)
 encryption.register(app)
 probing.register(app)
+deploying.register(app)
 
 
 def main() -> None:

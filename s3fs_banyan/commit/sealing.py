@@ -46,6 +46,7 @@ from s3fs_banyan.remote.base import RemoteFileSystem
 log = logging.getLogger(__name__)
 
 _RECORDS_CACHED: Final = 16
+_MOVE_READS: Final = 4
 COMMIT_BYTES_MAX: Final = 8 << 20
 """Delta and inline data of a commit stay below this."""
 
@@ -306,8 +307,20 @@ class Sealing:
         return data
 
     def _moved(self, item: SealItem) -> bytes:
-        """Return a living chunk as stored, for its new place; every frame is verified."""
-        stored = self._stored(item)
+        """Return a living chunk as stored, for its new place; every frame is verified.
+
+        A bit that flipped on the way, now or when the block was cached, is no damage: look again.
+        """
+        for left in reversed(range(_MOVE_READS)):
+            try:
+                return self._moved_once(item, use_cache=left == _MOVE_READS - 1)
+            except Corrupt:
+                if not left:
+                    raise
+        raise AssertionError("the last read neither returned nor raised")
+
+    def _moved_once(self, item: SealItem, *, use_cache: bool) -> bytes:
+        stored = self._stored(item, use_cache=use_cache)
         chunk, length, table = decode_chunk_header(stored, item.source_key)
         if chunk != item.chunk or length != item.length or len(stored) != item.stored_length:
             raise Corrupt("chunk", item.source_key, f"chunk {item.chunk} is not at its place")
@@ -316,7 +329,7 @@ class Sealing:
             decode_frame(chunk, index, frame, body, item.source_key, self._cipher)
         return stored
 
-    def _stored(self, item: SealItem) -> bytes:
+    def _stored(self, item: SealItem, *, use_cache: bool) -> bytes:
         """Return the bytes of a chunk's place: in a base pack, in the block cache, in the store."""
         if is_base_pack(item.source_key):
             return self._base.read(item.source_key, item.source_offset, item.stored_length)
@@ -324,7 +337,7 @@ class Sealing:
         first = item.source_offset // block_bytes
         last = (item.source_offset + item.stored_length - 1) // block_bytes
         blocks = [self._cache.get(item.source_key, index) for index in range(first, last + 1)]
-        if all(block is not None for block in blocks):
+        if use_cache and all(block is not None for block in blocks):
             run = b"".join(block for block in blocks if block is not None)
             skip = item.source_offset - first * block_bytes
             return run[skip : skip + item.stored_length]

@@ -23,6 +23,9 @@ from s3fs_banyan.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
+_LAST_READS = 5
+"""So often must what comes from the store fail its check before it counts as damaged there."""
+
 
 class ChunkGone(Exception):  # no error: the file has other extents by now
     """The chunk died or shrank while it was read: look the extents up again."""
@@ -170,29 +173,37 @@ class Reader:
             except (Corrupt, ObjectMissing) as error:
                 await self._objects.forget(place.key)
                 if isinstance(error, Corrupt):
-                    self._report(error)
+                    self._doubt(error)
                 again = self._chunks.place(chunk)
                 if again == place:
                     break
         return await self._read_last_time(chunk, start, end)
 
     async def _read_last_time(self, chunk: int, start: int, end: int) -> bytes:
-        """The cached copy was dropped: what the store itself says now is final."""
-        place = self._chunks.place(chunk)
-        length = self._chunks.chunk_length(chunk)
-        if length is None or length < end:
-            raise ChunkGone
-        if place is None:
-            raise Corrupt("chunk", str(chunk), "its bytes are neither here nor in the store")
-        try:
-            return await self._read_placed(chunk, length, place, start, end)
-        except ObjectMissing as error:
-            corrupt = Corrupt("object", place.key, f"it is missing, chunk {chunk} lies in it")
-            self._report(corrupt)
-            raise corrupt from error
-        except Corrupt as error:
-            self._report(error)
-            raise
+        """The cached copy was dropped: what the store itself says now is final.
+
+        Not at the first word, though: bits that flip on the way differ each time, rot does not.
+        """
+        for left in reversed(range(_LAST_READS)):
+            place = self._chunks.place(chunk)
+            length = self._chunks.chunk_length(chunk)
+            if length is None or length < end:
+                raise ChunkGone
+            if place is None:
+                raise Corrupt("chunk", str(chunk), "its bytes are neither here nor in the store")
+            try:
+                return await self._read_placed(chunk, length, place, start, end)
+            except ObjectMissing as error:
+                corrupt = Corrupt("object", place.key, f"it is missing, chunk {chunk} lies in it")
+                self._report(corrupt)
+                raise corrupt from error
+            except Corrupt as error:
+                if not left:
+                    self._report(error)
+                    raise
+                self._doubt(error)
+                await self._objects.forget(place.key)
+        raise AssertionError("the last read neither returned nor raised")
 
     async def _read_placed(
         self, chunk: int, length: int, place: Place, start: int, end: int
@@ -231,6 +242,11 @@ class Reader:
             return await self._runtime.in_thread(self._local_packs.read, place.key, at, length)
         size = self._chunks.object_size(place.key) or place.offset + place.stored_length
         return await self._objects.read(place.key, at, length, size)
+
+    def _doubt(self, error: Corrupt) -> None:
+        """A bit flipped in the store, on the way, or in the cache: another read will tell."""
+        log.warning("%s: it is read again", error)
+        self._metrics.corruption_detected("transfer").add()
 
     def _report(self, error: Corrupt) -> None:
         log.error("corrupt data: %s", error)

@@ -348,6 +348,7 @@ class Metrics:
         self.journal_sync_seconds = _histogram(of["journal_sync_seconds"])
         self.journal_segments = {s: _gauge(of["journal_segments"], s) for s in SEGMENT_STATES}
         self.journal_backlog_bytes = _gauge(of["journal_backlog_bytes"])
+        self.journal_backlog_limit_bytes = _gauge(of["journal_backlog_limit_bytes"])
         self.operations_applied = _counter(of["operations_applied_total"])
         self.live_dirty_rows = _gauge(of["live_dirty_rows"])
 

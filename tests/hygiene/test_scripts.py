@@ -93,3 +93,33 @@ def test_a_build_that_fails_is_not_taken_for_done(tmp_path: Path) -> None:
     program = "_build_venv() { mkdir -p .venv; return 6; }\nensure_venv dev\n"
     for _ in range(2):
         assert _bash(program, tmp_path).returncode == 6
+
+
+def test_promtool_is_fetched_once(tmp_path: Path) -> None:
+    """The tests of the alert rules need it; a download in every run would be slow."""
+    package = tmp_path / "package" / "usr" / "bin"
+    package.mkdir(parents=True)
+    (package / "promtool").write_text("#!/bin/sh\necho it works\n")
+    (package / "promtool").chmod(0o755)
+    fakes = (
+        f"apt-get() {{ echo downloaded >>{tmp_path}/log; touch prometheus_1_amd64.deb; }}\n"
+        f"dpkg-deb() {{ tar -c -C {tmp_path}/package ./usr; }}\n"
+        "command() { return 1; }\n"
+    )
+    done = _bash(f"{fakes}ensure_promtool && ensure_promtool\n", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "log").read_text() == "downloaded\n"
+    found = subprocess.run(
+        [tmp_path / ".promtool_cache" / "promtool"], capture_output=True, text=True, check=True
+    )
+    assert found.stdout == "it works\n"
+
+
+def test_a_promtool_that_cannot_be_fetched_is_named(tmp_path: Path) -> None:
+    """Otherwise the tests fail later, in words that help nobody."""
+    fakes = "apt-get() { echo no network >&2; return 1; }\ncommand() { return 1; }\n"
+    done = _bash(f"{fakes}ensure_promtool\n", tmp_path)
+    assert done.returncode == 1
+    assert "no network" in done.stderr
+    assert "promtool is missing" in done.stderr
+    assert not (tmp_path / ".promtool_cache").exists()

@@ -68,6 +68,7 @@ WRONG_VALUES = {
     "storage.remote.pacing.download_rate": [("-1", SIZE_FAULT)],
     "durability": [("both", "expected 'local' or 'remote'")],
     "commit.interval": [("0.9s", "must be at least 1s"), (".nan", TIME_FAULT)],
+    "commit.local_cut": [("1MiB", "must be at least 4MiB"), ("4M", SIZE_FAULT)],
     "commit.inline_max": [("7MiB", "must be at most 6MiB"), ("4M", SIZE_FAULT)],
     "journal.segment_size": [("1MiB", "must be at least 4MiB")],
     "journal.sync_every": [("1KiB", "must be at least 64KiB")],

@@ -40,6 +40,7 @@ DOCUMENTED = {
     "InvalidRequest": (400, Misconfigured),
     "InvalidStorageClass": (400, Misconfigured),
     "InvalidToken": (400, Denied),
+    "MalformedXML": (400, TransferCorrupt),
     "MethodNotAllowed": (405, Misconfigured),
     "NoSuchBucket": (404, Misconfigured),
     "NoSuchKey": (404, ObjectMissing),
