@@ -62,6 +62,8 @@ def engine_settings(config: Config) -> EngineSettings:
         ),
         commit_interval_s=config.commit.interval_s,
         inline_bytes_max=config.commit.inline_bytes_max,
+        multipart=config.storage.remote.multipart,
+        part_bytes=config.storage.remote.part_bytes,
         dirty_bytes_max=config.cache.dirty_bytes_max,
         durability_remote=config.durability == "remote",
         capacity_bytes=config.volume.capacity_bytes,

@@ -112,7 +112,7 @@ def run_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:
             settings=engine_settings(request.config),
         )
         ctx.disk.make_directory(local.journal)
-        local.empty_outbox()
+        local.tidy_outbox()
         config = request.config.cache
         cache = DiskBlockCache(
             local.blocks,
@@ -262,6 +262,7 @@ def _worker_setup(request: MountRequest, ctx: Context) -> dict[str, object]:
         "cache": str(ctx.local.blocks),
         "cache_bytes": config.cache.size_bytes,
         "block_bytes": config.cache.block_bytes,
+        "uploads": config.storage.remote.uploads,
         "log_level": config.log.level,
         "log_format": config.log.format,
         "nice": 5,

@@ -26,6 +26,7 @@ import trio
 from s3fs_banyan.commit.context import Context
 from s3fs_banyan.commit.fencing import Publisher
 from s3fs_banyan.commit.local import remember_last_cut
+from s3fs_banyan.commit.outbox import Outbox, forget_named
 from s3fs_banyan.commit.sealing import CommitBody, SealedPack, SealJob
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.commit.worker import Worker, WorkerDied
@@ -47,6 +48,9 @@ FP_CUT = register_failpoint("cut", "step 1 done: CUT record appended, dirty set 
 FP_CUT_SYNCED = register_failpoint("cut-synced", "step 2 done: the CUT record is on the disk")
 FP_DELTA = register_failpoint("delta-written", "step 3: the delta is written, nothing is sealed")
 FP_SEALED = register_failpoint("sealed", "step 3 done: packs and the commit's body are sealed")
+FP_PACK_SENT = register_failpoint(
+    "pack-sent", "step 4: a pack is in the store and in its record, others may not be"
+)
 FP_UPLOADED = register_failpoint(
     "uploaded", "step 4 done: packs are in the store, no commit names them"
 )
@@ -120,6 +124,7 @@ class Committer:
         self._worker = worker
         self._cache = cache
         self._extras = extras
+        self._outbox = Outbox(ctx.local.outbox)
         self.has_epoch = False
         self._taking_epoch = trio.Lock()
         self.phase = "idle"
@@ -281,6 +286,7 @@ class Committer:
     async def _delta(self, cut: _CutTaken) -> DeltaCounts:
         counts = await self._ctx.runtime.in_thread(write_delta, cut.snapshot, cut.flip)
         await self._ctx.runtime.in_thread(self._extras.before_seal, cut.seal_db)
+        await self._ctx.runtime.in_thread(forget_named, self._outbox, self._state.committed)
         return counts
 
     async def _seal_and_upload(self, cut: _CutTaken, counts: DeltaCounts) -> CommitBody:
@@ -301,6 +307,7 @@ class Committer:
             try:
                 await self._patiently("upload", lambda: self._worker.upload(pack))
                 self._ctx.metrics.commit_pack_bytes.add(pack.size)
+                self._ctx.runtime.failpoint(FP_PACK_SENT)
             except (WorkerDied, StoreError) as error:
                 failure.append(error)
             finally:
@@ -327,6 +334,8 @@ class Committer:
         self._ctx.runtime.failpoint(FP_SEALED)
         body = await self._patiently("seal", self._worker.finish)
         await self._worker.end()
+        self._ctx.metrics.packs_reused.add(body.reused_packs)
+        self._ctx.metrics.upload_parts_resumed.add(body.resumed_parts)
         if body.unmovable:
             log.error("chunks in %s cannot be moved: missing or damaged", body.unmovable)
             self._extras.leave_alone(body.unmovable)
@@ -372,6 +381,10 @@ class Committer:
             seq=state.committed.head.seq + 1,
             pack_bytes=ctx.volume.pack_bytes,
             inline_bytes_max=ctx.settings.inline_bytes_max,
+            chain=cut.chain,
+            chains=tuple(state.cuts.values()),
+            multipart=ctx.settings.multipart,
+            part_bytes=ctx.settings.part_bytes,
             keep_in_outbox=free > min(in_flight, counts.chunk_bytes) + (64 << 20),
         )
 
@@ -411,6 +424,7 @@ class Committer:
         state.note_covered(cut.op_seq)
         for op_seq in [known for known in state.cuts if known < cut.op_seq]:
             del state.cuts[op_seq]
+        await ctx.runtime.in_thread(forget_named, self._outbox, state.committed)
         while not state.live.extents.forget_pieces(cut.watermark, _FORGET_ROWS_STEP):
             await trio.lowlevel.checkpoint()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from s3fs_banyan.commit.local import LocalDirectory
+from s3fs_banyan.commit.sending import Multipart
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.journal.disk import Disk
 from s3fs_banyan.journal.log import JournalSettings
@@ -20,6 +21,8 @@ class EngineSettings:
     journal: JournalSettings
     commit_interval_s: float = 30.0
     inline_bytes_max: int = 4 << 20
+    multipart: Multipart = "never"
+    part_bytes: int = 8 << 20
     dirty_bytes_max: int = 8 << 30
     durability_remote: bool = False
     capacity_bytes: int = 1 << 40

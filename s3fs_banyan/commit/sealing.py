@@ -3,37 +3,46 @@
 Synchronous code on plain values: it runs in the worker process of a mount, and inline in the
 simulation. It writes to `outbox/` and the block cache only, and never publishes.
 
-    plan        read the list that the cut's snapshot left; divide it into packs and the rest
+    plan        read the list that the cut's snapshot left; take from packs of an earlier attempt
+                what is in them already; divide the rest into packs and what stays inline
     seal_pack   one pack: read pieces (each journal record verified), compress, checksum, write
-    upload      send it, verified; put it into the cache; remove it from the outbox
+    upload      send it, verified, and record where what lies; put it into the cache; remove it
     finish      the rest inline, the placements, the delta: the body of the commit
+
+An earlier attempt may be one of a former life. A chunk behind a cut never changes and ids are a
+function of the fold, so a chunk of equal id and length, sealed behind a cut of this journal, is
+the same bytes.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from s3fs_banyan.commit.outbox import Outbox, PackedChunk, PackRecord
+from s3fs_banyan.commit.sending import Multipart, PackSender, SendPolicy
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import Corrupt, ObjectMissing, StoreError, UnsupportedVersion
 from s3fs_banyan.format.blob import encode_blob
-from s3fs_banyan.format.checksum import sha256_hex
+from s3fs_banyan.format.checksum import Bytes, sha256_hex
 from s3fs_banyan.format.chunk import (
     decode_chunk_header,
     decode_frame,
     decode_frame_table,
     encode_chunk,
 )
-from s3fs_banyan.format.keys import log_delta_key, log_key, pack_key
-from s3fs_banyan.format.pack import PackEntry, encode_pack_tail
+from s3fs_banyan.format.keys import log_delta_key, log_key, pack_hash_of, pack_key
+from s3fs_banyan.format.pack import PackEntry, decode_pack_tail, encode_pack_tail
 from s3fs_banyan.journal.disk import Disk, DiskFile
 from s3fs_banyan.journal.log import read_write_record
 from s3fs_banyan.meta.committed import PlacementRow, write_placements
 from s3fs_banyan.meta.seal_list import SealItem, SealList
 from s3fs_banyan.remote.base import RemoteFileSystem
+from s3fs_banyan.remote.transfers import InlineTransfers, Transfers
+from s3fs_banyan.runtime import monotonic_s
 
 _RECORDS_CACHED: Final = 16
 COMMIT_BYTES_MAX: Final = 8 << 20
@@ -54,6 +63,12 @@ class SealJob:
     inline_bytes_max: int
     keep_in_outbox: bool = True
     """False where the local disk has no room: packs go from RAM."""
+    chain: int = 0
+    """Journal checksum of the cut that is sealed."""
+    chains: tuple[int, ...] = ()
+    """The same of all cuts in this journal behind the newest commit."""
+    multipart: Multipart = "never"
+    part_bytes: int = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,14 +93,37 @@ class CommitBody:
     """Objects whose living chunks could not be moved: missing or damaged."""
     damaged: tuple[int, ...]
     """Chunks whose journal records rotted: published without a place, their bytes are lost."""
+    reused_packs: int = 0
+    """Packs of an earlier attempt that were neither sealed nor, perhaps, sent again."""
+    resumed_parts: int = 0
+    """Parts of packs that an earlier attempt had sent."""
 
 
 class Sealing:
     """One commit's sealing, from plan to body."""
 
     def __init__(
-        self, job: SealJob, *, disk: Disk, store: RemoteFileSystem, cache: BlockCache
+        self,
+        job: SealJob,
+        *,
+        disk: Disk,
+        store: RemoteFileSystem,
+        cache: BlockCache,
+        transfers: Transfers | None = None,
+        clock: Callable[[], float] = monotonic_s,
     ) -> None:
+        self._outbox = Outbox(Path(job.outbox))
+        self._sender = PackSender(
+            store,
+            self._outbox,
+            policy=SendPolicy(multipart=job.multipart, part_bytes=job.part_bytes),
+            transfers=transfers or InlineTransfers(),
+            clock=clock,
+        )
+        self._ready: list[PackRecord] = []
+        self._pack_records: dict[str, PackRecord] = {}
+        self._chunks: dict[str, tuple[PackedChunk, ...]] = {}
+        self._reused = 0
         self._job = job
         self._disk = disk
         self._store = store
@@ -98,7 +136,6 @@ class Sealing:
         self._damaged: list[int] = []
         self._unmovable: set[str] = set()
         self._in_ram: dict[int, bytes] = {}
-        self._attempted: set[str] = set()
         self._files: dict[int, DiskFile] = {}
         self._records: OrderedDict[tuple[int, int], bytes] = OrderedDict()
 
@@ -110,7 +147,9 @@ class Sealing:
         """
         group: list[SealItem] = []
         size = 0
-        for item in self._list.items():
+        wanted = {item.chunk: item for item in self._list.items()}
+        self._reuse(wanted)
+        for item in wanted.values():
             if size + item.length > self._job.pack_bytes and group:
                 self._groups.append(group)
                 group, size = [], 0
@@ -120,63 +159,123 @@ class Sealing:
             self._inline = group
         elif group:
             self._groups.append(group)
-        return len(self._groups)
+        return len(self._ready) + len(self._groups)
 
     # --- packs ---------------------------------------------------------------------------
 
     def seal_pack(self, number: int) -> SealedPack | None:
         """Make pack `number` and write it to the outbox; None if nothing of it was intact."""
-        entries: list[PackEntry] = []
+        if number < len(self._ready):
+            ready = self._ready[number]
+            return SealedPack(number=number, key=ready.key, size=ready.size)
+        group = self._groups[number - len(self._ready)]
+        chunks: list[PackedChunk] = []
         bodies: list[bytes] = []
-        rows: list[tuple[int, int, int, bytes]] = []
         offset = 0
-        for item, stored, frames in self._encoded(self._groups[number]):
-            entries.append(PackEntry(item.chunk, offset, len(stored), item.length))
-            rows.append((item.chunk, offset, len(stored), frames))
+        for item, stored, frames in self._encoded(group):
+            chunks.append(PackedChunk(item.chunk, offset, len(stored), item.length, frames))
             bodies.append(stored)
             offset += len(stored)
-        self._groups[number] = []
-        if not entries:
+        group.clear()
+        if not chunks:
             return None
-        bodies.append(encode_pack_tail(entries))
+        bodies.append(encode_pack_tail([PackEntry(*chunk[:4]) for chunk in chunks]))
         data = b"".join(bodies)
         bodies.clear()
-        pack = self._job.seq << 16 | (number + 1)
-        key = pack_key(self._job.epoch, pack, sha256_hex(data))
+        key = pack_key(self._job.epoch, self._next_pack_id(), sha256_hex(data))
         if self._job.keep_in_outbox:
-            self._outbox_path(key).write_bytes(data)
+            record = PackRecord(key=key, size=len(data), chain=self._job.chain)
+            self._pack_records[key] = record
+            self._outbox.store(record)
+            self._outbox.pack_path(key).write_bytes(data)
         else:
             self._in_ram[number] = data
-        self._packs.append((pack, key, "", len(data)))
-        self._places += [PlacementRow(row[0], pack, *row[1:]) for row in rows]
+        self._name(key, len(data), chunks, chunks)
         return SealedPack(number=number, key=key, size=len(data))
 
     def upload(self, pack: SealedPack) -> None:
         """Send a sealed pack and verify it; then it is in the block cache, not in the outbox.
 
         Raises the store's errors; the same call may be made again. A pack that is there already
-        (the same bytes have the same key) is not sent twice.
+        (the same bytes have the same key) is not sent twice, in this life or the next.
         """
-        path = self._outbox_path(pack.key)
         data = self._in_ram.get(pack.number)
-        if data is None:
-            data = path.read_bytes()
-        if not (pack.key in self._attempted and self._is_there(pack)):
-            self._attempted.add(pack.key)
-            self._store.write(pack.key, data)
-        self._cache.put_object(pack.key, data)
-        self._in_ram.pop(pack.number, None)
-        path.unlink(missing_ok=True)
+        if data is not None:
+            self._sender.send_bytes(pack.key, data)
+            self._cache.put_object(pack.key, data)
+            del self._in_ram[pack.number]
+            return
+        record = self._pack_records[pack.key]
+        if record.chunks is None:
+            self._sender.send_file(record)
+            record = replace(record, chunks=self._chunks.pop(pack.key))
+            self._sender.note_sent(record)
+            self._pack_records[pack.key] = record
+        path = self._outbox.pack_path(pack.key)
+        self._cache.put_object(pack.key, path.read_bytes())
+        path.unlink()
 
-    def _is_there(self, pack: SealedPack) -> bool:
-        """Tell whether an attempt whose answer was lost had its effect."""
-        try:
-            return self._store.stat(pack.key).size == pack.size
-        except ObjectMissing:
-            return False
+    def _next_pack_id(self) -> int:
+        return self._job.seq << 16 | (len(self._packs) + 1)
 
-    def _outbox_path(self, key: str) -> Path:
-        return Path(self._job.outbox) / key.replace("/", "-")
+    def _name(
+        self, key: str, size: int, chunks: Sequence[PackedChunk], used: Sequence[PackedChunk]
+    ) -> None:
+        """Let the commit name a pack, under an id of its own, for the chunks that it uses."""
+        pack = self._next_pack_id()
+        self._packs.append((pack, key, "", size))
+        self._places += [
+            PlacementRow(chunk.chunk, pack, chunk.offset, chunk.stored_length, chunk.frames)
+            for chunk in used
+        ]
+        self._chunks[key] = tuple(chunks)
+
+    # --- packs of an earlier attempt -----------------------------------------------------
+
+    def _reuse(self, wanted: dict[int, SealItem]) -> None:
+        """Take out of `wanted` what lies in packs that were sealed or sent before.
+
+        Raises the store's errors. A pack of which less than half is wanted is not worth its
+        place; it is dropped here, and what was sent of it is left to reclaim.
+        """
+        for record in self._outbox.records():
+            chunks = self._usable(record, wanted)
+            if chunks is None:
+                self._sender.give_up(record)
+                self._outbox.forget(record.key)
+                continue
+            self._pack_records[record.key] = record
+            used = [chunk for chunk in chunks if _is_wanted(chunk, wanted)]
+            self._name(record.key, record.size, chunks, used)
+            if record.chunks is None:
+                self._sender.expect(record.key)
+                self._ready.append(record)
+            for chunk in used:
+                del wanted[chunk.chunk]
+            self._reused += 1
+
+    def _usable(
+        self, record: PackRecord, wanted: dict[int, SealItem]
+    ) -> Sequence[PackedChunk] | None:
+        """Return what lies in a pack if it is to be reused and can be relied on, else None."""
+        if record.chain not in self._job.chains:
+            return None
+        chunks: Sequence[PackedChunk] | None = record.chunks
+        if chunks is None:
+            try:
+                chunks = read_pack(self._outbox.pack_path(record.key), record)
+            except (FileNotFoundError, Corrupt, UnsupportedVersion):
+                return None
+        stored = sum(chunk.stored_length for chunk in chunks if _is_wanted(chunk, wanted))
+        if 2 * stored < record.size:
+            return None
+        if record.chunks is not None:
+            try:
+                if self._store.stat(record.key).size != record.size:
+                    return None
+            except ObjectMissing:
+                return None
+        return chunks
 
     # --- chunks --------------------------------------------------------------------------
 
@@ -244,12 +343,9 @@ class Sealing:
             stored = self._store.read(
                 item.source_key, offset=item.source_offset, length=item.stored_length
             )
-        chunk, length, table = decode_chunk_header(stored, item.source_key)
+        chunk, length, _ = verify_chunk(stored, item.source_key)
         if chunk != item.chunk or length != item.length or len(stored) != item.stored_length:
             raise Corrupt("chunk", item.source_key, f"chunk {item.chunk} is not at its place")
-        for index, frame in enumerate(decode_frame_table(chunk, length, table)):
-            body = memoryview(stored)[frame.offset : frame.offset + frame.stored_length]
-            decode_frame(chunk, index, frame, body, item.source_key)
         return stored
 
     # --- the commit ----------------------------------------------------------------------
@@ -290,6 +386,8 @@ class Sealing:
             delta_hash=delta_hash,
             unmovable=tuple(sorted(self._unmovable)),
             damaged=tuple(self._damaged),
+            reused_packs=self._reused,
+            resumed_parts=self._sender.parts_resumed,
         )
 
     def close(self) -> None:
@@ -297,3 +395,38 @@ class Sealing:
         for file in self._files.values():
             file.close()
         self._list.close()
+
+
+def _is_wanted(chunk: PackedChunk, wanted: dict[int, SealItem]) -> bool:
+    item = wanted.get(chunk.chunk)
+    return item is not None and item.length == chunk.length
+
+
+def read_pack(path: Path, record: PackRecord) -> list[PackedChunk]:
+    """Return what lies in a sealed pack of the outbox, every frame of it verified.
+
+    Raises `FileNotFoundError`, `Corrupt` or `UnsupportedVersion`: then it is sealed again.
+    """
+    data = path.read_bytes()
+    if pack_hash_of(record.key) != sha256_hex(data)[: len(pack_hash_of(record.key))]:
+        raise Corrupt("pack", str(path), "it does not have the hash in its name")
+    chunks = []
+    for entry in decode_pack_tail(data, len(data), str(path)):
+        stored = memoryview(data)[entry.offset : entry.offset + entry.stored_length]
+        chunk, length, frames = verify_chunk(stored, str(path))
+        if (chunk, length) != (entry.chunk, entry.length):
+            raise Corrupt("pack", str(path), f"chunk {entry.chunk} is not at its place")
+        chunks.append(PackedChunk(chunk, entry.offset, entry.stored_length, length, frames))
+    return chunks
+
+
+def verify_chunk(stored: Bytes, key: str) -> tuple[int, int, bytes]:
+    """Return (chunk id, length, frame table) of a stored chunk of which every frame is intact.
+
+    Raises `Corrupt` or `UnsupportedVersion`.
+    """
+    chunk, length, table = decode_chunk_header(stored, key)
+    for index, frame in enumerate(decode_frame_table(chunk, length, table)):
+        body = memoryview(stored)[frame.offset : frame.offset + frame.stored_length]
+        decode_frame(chunk, index, frame, body, key)
+    return chunk, length, table

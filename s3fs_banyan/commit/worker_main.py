@@ -21,9 +21,11 @@ from s3fs_banyan.observe import setup_logging
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.open import open_store
 from s3fs_banyan.remote.options import StoreOptions
+from s3fs_banyan.remote.transfers import PooledTransfers, Transfers
 
 _PR_SET_PDEATHSIG = 1
-_UPLOADS_AT_ONCE = 4
+_PACKS_AT_ONCE = 4
+"""As many as the committer has under way; what they send shares the bound on transfers."""
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,14 @@ log = logging.getLogger(__name__)
 class WorkerServer:
     """Answers requests, uploads several at a time."""
 
-    def __init__(self, sock: socket.socket, store: RemoteFileSystem, cache: BlockCache) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        store: RemoteFileSystem,
+        cache: BlockCache,
+        transfers: Transfers,
+    ) -> None:
+        self._transfers = transfers
         self._sock = sock
         self._store = store
         self._cache = cache
@@ -56,8 +65,15 @@ class WorkerServer:
         if method == "begin":
             self._end()
             segments = {int(number): path for number, path in argument["segments"].items()}
-            job = SealJob(**{**argument, "segments": segments})
-            self._sealing = Sealing(job, disk=self._disk, store=self._store, cache=self._cache)
+            chains = tuple(argument["chains"])
+            job = SealJob(**{**argument, "segments": segments, "chains": chains})
+            self._sealing = Sealing(
+                job,
+                disk=self._disk,
+                store=self._store,
+                cache=self._cache,
+                transfers=self._transfers,
+            )
             return self._sealing.plan()
         if method == "end":
             self._end()
@@ -98,8 +114,8 @@ def main() -> None:
     cache = DiskBlockCache(
         Path(setup["cache"]), setup["cache_bytes"], block_bytes=setup["block_bytes"]
     )
-    server = WorkerServer(sock, store, cache)
-    with ThreadPoolExecutor(_UPLOADS_AT_ONCE) as uploads:
+    server = WorkerServer(sock, store, cache, PooledTransfers(int(setup["uploads"])))
+    with ThreadPoolExecutor(_PACKS_AT_ONCE) as uploads:
         for line in reader:
             request = json.loads(line)
             if request["method"] == "upload":

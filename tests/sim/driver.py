@@ -47,6 +47,8 @@ def random_dials(rng: Random) -> Dials:
         sync_fails=rng.choice((0.0, 0.0, 0.01, 0.05)),
         check_chance=0.03,
         faults=faults,
+        multipart=rng.choice(("never", "always", "always")),
+        part_bytes=rng.choice((4 << 10, 32 << 10)),
     )
 
 

@@ -24,6 +24,7 @@ from s3fs_banyan.app.engine import Engine, open_engine
 from s3fs_banyan.commit.context import Context, EngineSettings
 from s3fs_banyan.commit.local import LocalDirectory
 from s3fs_banyan.commit.sealing import Sealing
+from s3fs_banyan.commit.sending import Multipart
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.commit.worker import InlineWorker
 from s3fs_banyan.data.blocks import MemoryBlockCache
@@ -44,7 +45,7 @@ from tests.sim.runtime import BASE_NS, Life, SimCrash, SimRuntime, now_s, wall_n
 from tests.sim.sqlite import SimVFS
 from tests.sim.store import SimStore, StoreFaults, StoreHandle
 
-_VOLUME = VolumeDescriptor(volume_id="5" * 32, created_ns=BASE_NS, pack_bytes=1 << 20)
+_VOLUME = VolumeDescriptor(volume_id="5" * 32, created_ns=BASE_NS, pack_bytes=128 << 10)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,6 +70,8 @@ class Dials:
     sync_failures_stay: bool = True
     """Pages dropped by a failed sync stay lost after a restart (else the kernel tries again)."""
     check_chance: float = 0.05
+    multipart: Multipart = "always"
+    part_bytes: int = 16 << 10
     faults: StoreFaults = field(default_factory=StoreFaults)
 
 
@@ -339,7 +342,7 @@ class Mounted:
             crash_chance=dials.crash_chance,
         )
         ctx = self._context(runtime)
-        ctx.local.empty_outbox()
+        ctx.local.tidy_outbox()
         cache = MemoryBlockCache(256 << 10, block_bytes=16 << 10)
         try:
             async with open_engine(
@@ -380,6 +383,8 @@ class Mounted:
             ),
             commit_interval_s=dials.commit_interval_s,
             inline_bytes_max=dials.inline_bytes_max,
+            multipart=dials.multipart,
+            part_bytes=dials.part_bytes,
             dirty_bytes_max=6 * dials.segment_bytes,
             durability_remote=dials.remote,
             ram_bytes=dials.ram_bytes,
