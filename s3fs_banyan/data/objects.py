@@ -89,6 +89,14 @@ class ObjectReader:
         data = b"".join(block or b"" for block in blocks)
         return data[start : start + length]
 
+    async def read_afresh(self, key: str, offset: int, length: int) -> bytes:
+        """Return what the store says now, past every cache; raises and waits as `read` does.
+
+        After damage this is the last word: another reader may have put the damaged block that it
+        was waiting for back into RAM since it was forgotten.
+        """
+        return await self._read_store(key, offset, length)
+
     def _in_ram(self, key: str, index: int) -> bytes | None:
         return self._used_last.get((key, index))
 

@@ -172,7 +172,7 @@ class Reader:
         if place is None:
             raise Corrupt("chunk", str(chunk), "its bytes are neither here nor in the store")
         try:
-            return await self._read_placed(chunk, length, place, start, end)
+            return await self._read_placed(chunk, length, place, start, end, afresh=True)
         except ObjectMissing as error:
             corrupt = Corrupt("object", place.key, f"it is missing, chunk {chunk} lies in it")
             self._report(corrupt)
@@ -182,7 +182,7 @@ class Reader:
             raise
 
     async def _read_placed(
-        self, chunk: int, length: int, place: Place, start: int, end: int
+        self, chunk: int, length: int, place: Place, start: int, end: int, *, afresh: bool = False
     ) -> bytes:
         first, last = start // FRAME_BYTES, (end - 1) // FRAME_BYTES
         found = [self.frames.get(ChunkId(chunk), index) for index in range(first, last + 1)]
@@ -191,12 +191,11 @@ class Reader:
             table = decode_frame_table(chunk, length, place.frames)
             low, high = table[missing[0]], table[missing[-1]]
             size = self._chunks.object_size(place.key) or place.offset + place.stored_length
-            stored = await self._objects.read(
-                place.key,
-                place.offset + low.offset,
-                high.offset + high.stored_length - low.offset,
-                size,
-            )
+            run = place.offset + low.offset, high.offset + high.stored_length - low.offset
+            if afresh:
+                stored = await self._objects.read_afresh(place.key, *run)
+            else:
+                stored = await self._objects.read(place.key, *run, size)
             frames = table[missing[0] : missing[-1] + 1]
             if len(frames) == 1:  # quicker than the way to a thread
                 decoded = _decode_run(chunk, missing[0], frames, stored, place.key)
