@@ -199,7 +199,7 @@ class Remote(Section):
         default=20.0, alias="retry_deadline"
     )
     connections: int = Field(default=24, ge=1, le=256)
-    uploads: int = Field(default=8, ge=1, le=256)
+    uploads: int = Field(default=4, ge=1, le=256)
     multipart: Annotated[Literal["auto", "always", "never"], BeforeValidator(_lower)] = "auto"
     part_bytes: Annotated[int, _size(least=5 * MIB, most=1 * GIB)] = Field(
         default=8 * MIB, alias="part_size"

@@ -225,7 +225,9 @@ async def test_a_damaged_pack_in_the_outbox_is_sealed_again(
         if how == "gone":
             path.unlink()
         else:
-            path.write_bytes({"flipped": data, "short": data[:4000], "empty": b""}[how])
+            path.write_bytes(
+                {"flipped": bytes(data), "short": bytes(data[:4000]), "empty": b""}[how]
+            )
     async with running(world.context()) as engine:
         await engine.committer.take_epoch()
         await engine.committer.commit_once()
