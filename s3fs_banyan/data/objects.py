@@ -192,7 +192,8 @@ class ObjectReader:
                 self._keep(self._arrived, (key, i), block, self._arrived_bytes_max)
         finally:
             self._end(key, first, last, event)
-        await self._runtime.in_thread(self._put, key, blocks)
+        if data:
+            await self._runtime.in_thread(self._cache.put_run, key, first, data)
         return blocks
 
     def _end(self, key: str, first: int, last: int, event: trio.Event) -> None:
@@ -306,11 +307,6 @@ class ObjectReader:
 
     def _read_range(self, key: str, start: int, length: int) -> bytes:
         return self._store.read(key, offset=start, length=length)
-
-    def _put(self, key: str, blocks: dict[int, bytes]) -> None:
-        for index, data in blocks.items():
-            if data:
-                self._cache.put(key, index, data)
 
     async def forget(self, key: str) -> None:
         """Drop what the cache holds of an object: it was damaged, or it is gone."""
