@@ -105,6 +105,8 @@ def engine_settings(config: Config) -> EngineSettings:
         commit_interval_s=config.commit.interval_s,
         inline_bytes_max=config.commit.inline_bytes_max,
         local_cut_bytes=min(config.commit.local_cut_bytes, config.cache.dirty_bytes_max // 4),
+        multipart=config.storage.remote.multipart,
+        part_bytes=config.storage.remote.part_bytes,
         dirty_bytes_max=config.cache.dirty_bytes_max,
         durability_remote=config.durability == "remote",
         capacity_bytes=config.volume.capacity_bytes,

@@ -52,13 +52,13 @@ class Engine:
         self.cache = cache
         self.writer = writer
         log_store = CommitLog(ctx.store, ctx.local.outbox, ctx.cipher)
-        objects = ObjectReader(
+        self.objects = ObjectReader(
             store=ctx.store, cache=cache, runtime=ctx.runtime, metrics=ctx.metrics
         )
         self.reader = Reader(
             chunks=state,
             journal=state.journal,
-            objects=objects,
+            objects=self.objects,
             runtime=ctx.runtime,
             metrics=ctx.metrics,
             ram_bytes=ctx.settings.ram_bytes,
@@ -84,7 +84,7 @@ class Engine:
 
     def start(self, nursery: trio.Nursery) -> None:
         """Start the services in `nursery`."""
-        self.reclaimer.nursery = nursery
+        self.reclaimer.nursery = self.objects.nursery = nursery
         defragment = partial(self.defragmenter.run, self.ctx.settings.reclaim_every_s)
         services: dict[str, Callable[[], Awaitable[None]]] = {
             "segment preparer": self.state.journal.run_preparer,

@@ -129,7 +129,7 @@ def run_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:
             cipher=data_key.cipher() if data_key else None,
         )
         ctx.disk.make_directory(local.journal)
-        local.empty_outbox()
+        local.tidy_outbox()
         config = request.config.cache
         cache = DiskBlockCache(
             local.blocks,
@@ -284,6 +284,7 @@ def _worker_setup(request: MountRequest, ctx: Context) -> dict[str, object]:
         "cache": str(ctx.local.blocks),
         "cache_bytes": config.cache.size_bytes,
         "block_bytes": config.cache.block_bytes,
+        "uploads": config.storage.remote.uploads,
         "log_level": config.log.level,
         "log_format": config.log.format,
         "nice": 5,

@@ -36,6 +36,7 @@ from s3fs_banyan.commit.cut import (
 from s3fs_banyan.commit.fencing import Publisher
 from s3fs_banyan.commit.local import remember_last_cut
 from s3fs_banyan.commit.local_cut import LocalCutter
+from s3fs_banyan.commit.outbox import Outbox, forget_named
 from s3fs_banyan.commit.sealing import CommitBody, SealedPack, SealJob
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.commit.worker import Worker, WorkerDied
@@ -60,6 +61,9 @@ FP_CUT = register_failpoint("cut", "step 1 done: CUT record appended, dirty set 
 FP_CUT_SYNCED = register_failpoint("cut-synced", "step 2 done: the CUT record is on the disk")
 FP_DELTA = register_failpoint("delta-written", "step 3: the delta is written, nothing is sealed")
 FP_SEALED = register_failpoint("sealed", "step 3 done: packs and the commit's body are sealed")
+FP_PACK_SENT = register_failpoint(
+    "pack-sent", "step 4: a pack is in the store and in its record, others may not be"
+)
 FP_UPLOADED = register_failpoint(
     "uploaded", "step 4 done: packs are in the store, no commit names them"
 )
@@ -126,6 +130,7 @@ class Committer:
         self._cache = cache
         self._extras = extras
         self._local = LocalCutter(ctx, state, worker)
+        self._outbox = Outbox(ctx.local.outbox)
         self.has_epoch = False
         self._away_since_ns = 0
         self._taking_epoch = trio.Lock()
@@ -282,6 +287,7 @@ class Committer:
         write = partial(write_delta, with_paths=with_paths)
         counts = await self._ctx.runtime.in_thread(write, cut.snapshot, cut.flip)
         await self._ctx.runtime.in_thread(self._extras.before_seal, cut.seal_db)
+        await self._ctx.runtime.in_thread(forget_named, self._outbox, self._state.committed)
         return counts
 
     async def _seal_and_upload(self, cut: CutTaken, counts: DeltaCounts) -> CommitBody:
@@ -304,6 +310,7 @@ class Committer:
             try:
                 await self._patiently("upload", lambda: self._worker.upload(pack), frozen=False)
                 self._ctx.metrics.commit_pack_bytes.add(pack.size)
+                self._ctx.runtime.failpoint(FP_PACK_SENT)
             except (WorkerDied, StoreError, _StoreAway) as error:
                 failure.append(error)
             finally:
@@ -330,6 +337,8 @@ class Committer:
         self._ctx.runtime.failpoint(FP_SEALED)
         body = await self._patiently("seal", self._worker.finish, frozen=False)
         await self._worker.end()
+        self._ctx.metrics.packs_reused.add(body.reused_packs)
+        self._ctx.metrics.upload_parts_resumed.add(body.resumed_parts)
         if body.unmovable:
             log.error("chunks in %s cannot be moved: missing or damaged", body.unmovable)
             self._extras.leave_alone(body.unmovable)
@@ -349,6 +358,10 @@ class Committer:
             seq=state.committed.head.seq + 1,
             pack_bytes=ctx.volume.pack_bytes,
             inline_bytes_max=ctx.settings.inline_bytes_max,
+            chain=cut.chain,
+            chains=tuple(state.cuts.values()),
+            multipart=ctx.settings.multipart,
+            part_bytes=ctx.settings.part_bytes,
             keep_in_outbox=free > min(in_flight, counts.chunk_bytes) + (64 << 20),
             base_packs=str(ctx.local.base_packs),
             policy=ctx.settings.policy.plain(),
@@ -393,6 +406,7 @@ class Committer:
         state.note_covered(cut.op_seq)
         for op_seq in [known for known in state.cuts if known < cut.op_seq]:
             del state.cuts[op_seq]
+        await ctx.runtime.in_thread(forget_named, self._outbox, state.committed)
         await forget_pieces(state, cut)
         await self._local.drop_base(cut.op_seq)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from s3fs_banyan.commit.classes import ClassPolicy
 from s3fs_banyan.commit.local import LocalDirectory
+from s3fs_banyan.commit.sending import Multipart
 from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.journal.disk import Disk
@@ -22,6 +23,8 @@ class EngineSettings:
     journal: JournalSettings
     commit_interval_s: float = 30.0
     inline_bytes_max: int = 4 << 20
+    multipart: Multipart = "never"
+    part_bytes: int = 8 << 20
     dirty_bytes_max: int = 8 << 30
     local_cut_bytes: int = 256 << 20
     """So much backlog makes a local cut worth while when the store is away."""

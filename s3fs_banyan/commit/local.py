@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from s3fs_banyan.commit.outbox import Outbox
 from s3fs_banyan.errors import Corrupt, ExitCode, Refused
 from s3fs_banyan.format.keyring import Keyring, decode_keyring, encode_keyring
 from s3fs_banyan.format.volume import VolumeDescriptor, decode_volume, encode_volume
@@ -75,10 +75,9 @@ class LocalDirectory:
         for path in (self.root, self.outbox, self.aside):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def empty_outbox(self) -> None:
-        """Throw away what an earlier life was about to send; it is sealed again."""
-        shutil.rmtree(self.outbox, ignore_errors=True)
-        self.outbox.mkdir(mode=0o700, exist_ok=True)
+    def tidy_outbox(self) -> None:
+        """Keep the packs that an earlier life was about to send; the rest is made again."""
+        Outbox(self.outbox).tidy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

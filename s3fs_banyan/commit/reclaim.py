@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +24,7 @@ from s3fs_banyan.commit.checkpointer import Checkpointer
 from s3fs_banyan.commit.compaction import add_compaction, choose_victims
 from s3fs_banyan.commit.context import Context
 from s3fs_banyan.commit.log_store import CommitLog
+from s3fs_banyan.commit.outbox import Outbox, spared
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import DataError, ObjectMissing, StoreError
@@ -41,6 +42,7 @@ from s3fs_banyan.format.keys import (
 )
 from s3fs_banyan.meta.committed import Head, PackRow
 from s3fs_banyan.remote.base import FileMeta
+from s3fs_banyan.remote.layers import multipart_of
 from s3fs_banyan.runtime import register_failpoint
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,8 @@ class _Plan:
     packs: list[PackRow]
     keys: list[tuple[str, int, str]]
     """(key, size, kind for the metric)"""
+    uploads: list[tuple[str, str]] = field(default_factory=list)
+    """(key, upload id) of multipart uploads that nobody will finish."""
 
 
 class Reclaimer:
@@ -298,7 +302,7 @@ class Reclaimer:
         keys += self._old_commits(head, needed_logs)
         keys += self._orphan_packs(head, grace_ns)
         keys += self._old_checkpoints(head, grace_ns)
-        return _Plan(packs=packs, keys=keys)
+        return _Plan(packs=packs, keys=keys, uploads=list(self._orphan_uploads(head, grace_ns)))
 
     def _is_garbage(self, pack: PackRow, head: Head, grace_ns: int) -> bool:
         if pack.dead_seq is None:
@@ -326,8 +330,13 @@ class Reclaimer:
                 yield meta.path, meta.size, "delta"
 
     def _orphan_packs(self, head: Head, grace_ns: int) -> Iterable[tuple[str, int, str]]:
-        """Packs of earlier epochs that no commit names: their writer died before it published."""
-        known = {pack.key for pack in self._packs()}
+        """Packs of earlier epochs that no commit names: their writer died before it published.
+
+        What the outbox has a record of may yet be named. The records are read first: a record
+        that goes meanwhile is of a pack that committed.db names by then.
+        """
+        known, _ = spared(Outbox(self._ctx.local.outbox))
+        known |= {pack.key for pack in self._packs()}
         written_ns: dict[str, int] = {}
         for meta in self._ctx.store.list(PACK_PREFIX):
             written_ns[meta.path] = meta.modified_ns
@@ -337,6 +346,27 @@ class Reclaimer:
             if meta.modified_ns <= grace_ns:
                 yield meta.path, meta.size, "orphan"
         self._written_ns = written_ns
+
+    def _orphan_uploads(self, head: Head, grace_ns: int) -> Iterable[tuple[str, str]]:
+        """Multipart uploads of packs that no record of ours knows: nobody will finish them.
+
+        Those of this epoch, too: the daemon died between the start of one and its record. Whoever
+        loses an upload that it still wanted begins it again, so this can do no harm.
+        """
+        if not self._ctx.store.capabilities.multipart:
+            return
+        _, known = spared(Outbox(self._ctx.local.outbox))
+        for key, upload_id, started_ns in multipart_of(self._ctx.store).list_uploads(PACK_PREFIX):
+            parsed = parse_pack_key(key)
+            if parsed is None or parsed[0] > head.epoch or upload_id in known:
+                continue
+            if started_ns <= grace_ns:
+                yield key, upload_id
+
+    def _abort(self, uploads: Sequence[tuple[str, str]]) -> None:
+        parts = multipart_of(self._ctx.store)
+        for key, upload_id in uploads:
+            parts.abort_upload(key, upload_id)
 
     def _old_checkpoints(self, head: Head, grace_ns: int) -> Iterable[tuple[str, int, str]]:
         """Manifests outside window and kept ones, and pieces that no other manifest names."""
@@ -368,6 +398,10 @@ class Reclaimer:
         for start in range(0, len(keys), _DELETE_BATCH):
             batch = keys[start : start + _DELETE_BATCH]
             await self._ctx.runtime.in_thread(self._ctx.store.delete, batch, pool="store")
+        if plan.uploads:
+            await self._ctx.runtime.in_thread(self._abort, plan.uploads, pool="store")
+            self._ctx.metrics.reclaimed("upload", objects=len(plan.uploads), size_bytes=0)
+            log.info("aborted %d multipart uploads that nobody will finish", len(plan.uploads))
         self._ctx.runtime.failpoint(FP_RECLAIM_DELETED)
         gone = set(keys)
         ids = [p.id for p in plan.packs if p.key in gone]

@@ -3,31 +3,36 @@
 Synchronous code on plain values: it runs in the worker process of a mount, and inline in the
 simulation. It writes to `outbox/` and the block cache only, and never publishes.
 
-    plan          read the list that the cut's snapshot left; divide it into packs and the rest
+    plan          read the list that the cut's snapshot left; take from packs of an earlier attempt
+                  what is in them already; divide the rest into packs and what stays inline
     seal_pack     one pack: read pieces (each journal record verified), compress, checksum, write
-    upload        send it, verified; put it into the cache; remove it from the outbox
+    upload        send it, verified, and record where what lies; put it into the cache; remove it
     finish        the rest inline, the placements, the delta: the body of the commit
     finish_local  of a local cut: the placements; its packs are base packs and stay here
+
+An earlier attempt may be one of a former life. A chunk behind a cut never changes and ids are a
+function of the fold, so a chunk of equal id and length, sealed behind a cut of this journal, is
+the same bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from s3fs_banyan.commit.base_packs import BasePacks
 from s3fs_banyan.commit.classes import ClassPolicy
 from s3fs_banyan.commit.grouping import Group, Limits, divide
+from s3fs_banyan.commit.outbox import Outbox, PackedChunk, PackRecord
+from s3fs_banyan.commit.sending import Multipart, PackSender, SendPolicy
 from s3fs_banyan.config.prices import STANDARD
 from s3fs_banyan.data.blocks import BlockCache
-from s3fs_banyan.errors import Corrupt, Misconfigured, ObjectMissing, StoreError, UnsupportedVersion
+from s3fs_banyan.errors import Corrupt, ObjectMissing, StoreError, UnsupportedVersion
 from s3fs_banyan.format.blob import delta_place, encode_blob, placements_place
-from s3fs_banyan.format.checksum import sha256_hex
+from s3fs_banyan.format.checksum import Bytes, sha256_hex
 from s3fs_banyan.format.chunk import (
     decode_chunk_header,
     decode_frame,
@@ -35,15 +40,15 @@ from s3fs_banyan.format.chunk import (
     encode_chunk,
 )
 from s3fs_banyan.format.encryption import Cipher
-from s3fs_banyan.format.keys import is_base_pack, log_delta_key, log_key, pack_key
-from s3fs_banyan.format.pack import PackEntry, encode_pack_tail
+from s3fs_banyan.format.keys import is_base_pack, log_delta_key, log_key, pack_hash_of, pack_key
+from s3fs_banyan.format.pack import PackEntry, decode_pack_tail, encode_pack_tail
 from s3fs_banyan.journal.disk import Disk, DiskFile
 from s3fs_banyan.journal.log import read_write_record
 from s3fs_banyan.meta.committed import PlacementRow, write_placements
 from s3fs_banyan.meta.seal_list import SealItem, SealList
 from s3fs_banyan.remote.base import RemoteFileSystem
-
-log = logging.getLogger(__name__)
+from s3fs_banyan.remote.transfers import InlineTransfers, Transfers
+from s3fs_banyan.runtime import monotonic_s
 
 _RECORDS_CACHED: Final = 16
 _MOVE_READS: Final = 4
@@ -72,6 +77,12 @@ class SealJob:
     policy: dict[str, Any] = field(default_factory=dict)
     """`ClassPolicy.plain()`; empty: one class, nothing apart."""
     now_ns: int = 0
+    chain: int = 0
+    """Journal checksum of the cut that is sealed."""
+    chains: tuple[int, ...] = ()
+    """The same of all cuts in this journal behind the newest commit."""
+    multipart: Multipart = "never"
+    part_bytes: int = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +92,6 @@ class SealedPack:
     number: int
     key: str
     size: int
-    storage_class: str = ""
-    """Empty: the store's standard one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +118,10 @@ class CommitBody:
     """Objects whose living chunks could not be moved: missing or damaged."""
     damaged: tuple[int, ...]
     """Chunks whose journal records rotted: published without a place, their bytes are lost."""
+    reused_packs: int = 0
+    """Packs of an earlier attempt that were neither sealed nor, perhaps, sent again."""
+    resumed_parts: int = 0
+    """Parts of packs that an earlier attempt had sent."""
 
 
 class Sealing:
@@ -122,8 +135,22 @@ class Sealing:
         store: RemoteFileSystem,
         cache: BlockCache,
         cipher: Cipher | None,
+        transfers: Transfers | None = None,
+        clock: Callable[[], float] = monotonic_s,
     ) -> None:
         """`cipher` is None for a volume that is not encrypted."""
+        self._outbox = Outbox(Path(job.outbox))
+        self._sender = PackSender(
+            store,
+            self._outbox,
+            policy=SendPolicy(multipart=job.multipart, part_bytes=job.part_bytes),
+            transfers=transfers or InlineTransfers(),
+            clock=clock,
+        )
+        self._ready: list[PackRecord] = []
+        self._pack_records: dict[str, PackRecord] = {}
+        self._chunks: dict[str, tuple[PackedChunk, ...]] = {}
+        self._reused = 0
         self._job = job
         self._disk = disk
         self._store = store
@@ -137,9 +164,7 @@ class Sealing:
         self._places: list[PlacementRow] = []
         self._damaged: list[int] = []
         self._unmovable: set[str] = set()
-        self._refused: set[str] = set()
         self._in_ram: dict[int, bytes] = {}
-        self._attempted: set[str] = set()
         self._files: dict[int, DiskFile] = {}
         self._records: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._base = BasePacks(disk, Path(job.base_packs))
@@ -148,106 +173,142 @@ class Sealing:
         """Divide the chunks into packs; returns how many packs there are to seal."""
         job = self._job
         limits = Limits(pack_bytes=job.pack_bytes, inline_bytes_max=job.inline_bytes_max)
+        wanted = {item.chunk: item for item in self._list.items()}
+        if not job.first_base_pack:
+            self._reuse(wanted)
         self._groups, self._inline = divide(
-            self._list.items(), self._list.directories(), self._policy, limits, job.now_ns
+            [*wanted.values()], self._list.directories(), self._policy, limits, job.now_ns
         )
-        return len(self._groups)
+        return len(self._ready) + len(self._groups)
 
     # --- packs ---------------------------------------------------------------------------
 
     def seal_pack(self, number: int) -> SealedPack | None:
         """Make pack `number` and write it to the outbox; None if nothing of it was intact."""
-        entries: list[PackEntry] = []
+        if number < len(self._ready):
+            ready = self._ready[number]
+            return SealedPack(number=number, key=ready.key, size=ready.size)
+        group = self._groups[number - len(self._ready)]
+        chunks: list[PackedChunk] = []
         bodies: list[bytes] = []
-        rows: list[tuple[int, int, int, bytes]] = []
         offset = 0
-        group = self._groups[number]
         for item, stored, frames in self._encoded(group.items):
-            entries.append(PackEntry(item.chunk, offset, len(stored), item.length))
-            rows.append((item.chunk, offset, len(stored), frames))
+            chunks.append(PackedChunk(item.chunk, offset, len(stored), item.length, frames))
             bodies.append(stored)
             offset += len(stored)
-        self._groups[number] = Group(items=[])
-        if not entries:
+        self._groups[number - len(self._ready)] = Group(items=[])
+        if not chunks:
             return None
-        bodies.append(encode_pack_tail(entries))
+        bodies.append(encode_pack_tail([PackEntry(*chunk[:4]) for chunk in chunks]))
         data = b"".join(bodies)
         bodies.clear()
         if self._job.first_base_pack:
             pack = self._job.first_base_pack + number
             key = self._base.write(pack, data)
-            self._note_pack(pack, key, "", len(data), rows)
+            self._name(PackRecord(key=key, size=len(data)), chunks, chunks, pack)
             return SealedPack(number=number, key=key, size=len(data))
-        pack = self._job.seq << 16 | (number + 1)
-        key = pack_key(self._job.epoch, pack, sha256_hex(data))
+        verdict = self._policy.judge(group.rule, len(data), group.age_s)
+        record = PackRecord(
+            key=pack_key(self._job.epoch, self._next_pack_id(), sha256_hex(data)),
+            size=len(data),
+            chain=self._job.chain,
+            storage_class="" if verdict.storage_class == STANDARD else verdict.storage_class,
+        )
+        self._pack_records[record.key] = record
         if self._job.keep_in_outbox:
-            self._outbox_path(key).write_bytes(data)
+            self._outbox.store(record)
+            self._outbox.pack_path(record.key).write_bytes(data)
         else:
             self._in_ram[number] = data
-        verdict = self._policy.judge(group.rule, len(data), group.age_s)
-        chosen = "" if verdict.storage_class == STANDARD else verdict.storage_class
-        self._note_pack(pack, key, chosen, len(data), rows)
-        return SealedPack(number=number, key=key, size=len(data), storage_class=chosen)
-
-    def _note_pack(
-        self,
-        pack: int,
-        key: str,
-        storage_class: str,
-        size: int,
-        rows: list[tuple[int, int, int, bytes]],
-    ) -> None:
-        self._packs.append((pack, key, storage_class, size))
-        self._places += [PlacementRow(row[0], pack, *row[1:]) for row in rows]
+        self._name(record, chunks, chunks, self._next_pack_id())
+        return SealedPack(number=number, key=record.key, size=len(data))
 
     def upload(self, pack: SealedPack) -> None:
         """Send a sealed pack and verify it; then it is in the block cache, not in the outbox.
 
-        Raises the store's errors; the same call may be made again. A pack of which the store's
-        MD5 proves that it is there already is not sent twice.
+        Raises the store's errors; the same call may be made again. A pack of which the store
+        proves that it is there already is not sent twice, in this life or the next.
         """
-        path = self._outbox_path(pack.key)
+        record = self._pack_records[pack.key]
         data = self._in_ram.get(pack.number)
-        if data is None:
-            data = path.read_bytes()
-        if not (pack.key in self._attempted and self._is_there(pack, data)):
-            self._attempted.add(pack.key)
-            self._send(pack, data)
-        self._cache.put_object(pack.key, data)
-        self._in_ram.pop(pack.number, None)
-        path.unlink(missing_ok=True)
+        if data is not None:
+            self._sender.send_bytes(record, data)
+            self._cache.put_object(pack.key, data)
+            del self._in_ram[pack.number]
+            return
+        if record.chunks is None:
+            self._sender.send_file(record)
+            record = replace(record, chunks=self._chunks.pop(pack.key))
+            self._sender.note_sent(record)
+            self._pack_records[pack.key] = record
+        path = self._outbox.pack_path(pack.key)
+        self._cache.put_object(pack.key, path.read_bytes())
+        path.unlink()
 
-    def _send(self, pack: SealedPack, data: bytes) -> None:
-        """Write a pack; a store that does not know its class must not stop the commit."""
-        try:
-            self._store.write(pack.key, data, storage_class=pack.storage_class)
-        except Misconfigured as error:
-            if not pack.storage_class:
-                raise
-            self._store.write(pack.key, data)
-            self._refused.add(pack.key)
-            log.warning(
-                "the store does not take storage class %s, %s lies in its standard one: %s",
-                pack.storage_class,
-                pack.key,
-                error,
-            )
+    def _next_pack_id(self) -> int:
+        return self._job.seq << 16 | (len(self._packs) + 1)
 
-    def _is_there(self, pack: SealedPack, data: bytes) -> bool:
-        """Tell whether an attempt whose answer was lost, or wrong, left the right bytes there.
+    def _name(
+        self,
+        record: PackRecord,
+        chunks: Sequence[PackedChunk],
+        used: Sequence[PackedChunk],
+        pack: int,
+    ) -> None:
+        """Let the commit name a pack, under an id of its own, for the chunks that it uses."""
+        self._packs.append((pack, record.key, record.storage_class, record.size))
+        self._places += [
+            PlacementRow(chunk.chunk, pack, chunk.offset, chunk.stored_length, chunk.frames)
+            for chunk in used
+        ]
+        self._chunks[record.key] = tuple(chunks)
 
-        Its size would prove nothing: what arrived wrong is as long.
+    # --- packs of an earlier attempt -----------------------------------------------------
+
+    def _reuse(self, wanted: dict[int, SealItem]) -> None:
+        """Take out of `wanted` what lies in packs that were sealed or sent before.
+
+        Raises the store's errors. A pack of which less than half is wanted is not worth its
+        place; it is dropped here, and what was sent of it is left to reclaim.
         """
-        if not self._store.capabilities.etag_is_md5:
-            return False
-        try:
-            etag = self._store.stat(pack.key).etag
-        except ObjectMissing:
-            return False
-        return etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
+        for record in self._outbox.records():
+            chunks = self._usable(record, wanted)
+            if chunks is None:
+                self._sender.give_up(record)
+                self._outbox.forget(record.key)
+                continue
+            self._pack_records[record.key] = record
+            used = [chunk for chunk in chunks if _is_wanted(chunk, wanted)]
+            self._name(record, chunks, used, self._next_pack_id())
+            if record.chunks is None:
+                self._sender.expect(record.key)
+                self._ready.append(record)
+            for chunk in used:
+                del wanted[chunk.chunk]
+            self._reused += 1
 
-    def _outbox_path(self, key: str) -> Path:
-        return Path(self._job.outbox) / key.replace("/", "-")
+    def _usable(
+        self, record: PackRecord, wanted: dict[int, SealItem]
+    ) -> Sequence[PackedChunk] | None:
+        """Return what lies in a pack if it is to be reused and can be relied on, else None."""
+        if record.chain not in self._job.chains:
+            return None
+        chunks: Sequence[PackedChunk] | None = record.chunks
+        if chunks is None:
+            try:
+                chunks = read_pack(self._outbox.pack_path(record.key), record, self._cipher)
+            except (FileNotFoundError, Corrupt, UnsupportedVersion):
+                return None
+        stored = sum(chunk.stored_length for chunk in chunks if _is_wanted(chunk, wanted))
+        if 2 * stored < record.size:
+            return None
+        if record.chunks is not None:
+            try:
+                if self._store.stat(record.key).size != record.size:
+                    return None
+            except ObjectMissing:
+                return None
+        return chunks
 
     # --- chunks --------------------------------------------------------------------------
 
@@ -321,12 +382,9 @@ class Sealing:
 
     def _moved_once(self, item: SealItem, *, use_cache: bool) -> bytes:
         stored = self._stored(item, use_cache=use_cache)
-        chunk, length, table = decode_chunk_header(stored, item.source_key)
+        chunk, length, _ = verify_chunk(stored, item.source_key, self._cipher)
         if chunk != item.chunk or length != item.length or len(stored) != item.stored_length:
             raise Corrupt("chunk", item.source_key, f"chunk {item.chunk} is not at its place")
-        for index, frame in enumerate(decode_frame_table(chunk, length, table)):
-            body = memoryview(stored)[frame.offset : frame.offset + frame.stored_length]
-            decode_frame(chunk, index, frame, body, item.source_key, self._cipher)
         return stored
 
     def _stored(self, item: SealItem, *, use_cache: bool) -> bytes:
@@ -376,7 +434,7 @@ class Sealing:
             self._store.write(log_delta_key(job.seq, delta_hash), delta)
             delta = b""
         packs = [
-            (pack, key, "" if key in self._refused else chosen, size)
+            (pack, key, "" if key in self._sender.refused else chosen, size)
             for pack, key, chosen, size in self._packs
         ]
         if rows:
@@ -400,6 +458,8 @@ class Sealing:
             delta_hash=delta_hash,
             unmovable=tuple(sorted(self._unmovable)),
             damaged=tuple(self._damaged),
+            reused_packs=self._reused,
+            resumed_parts=self._sender.parts_resumed,
         )
 
     def close(self) -> None:
@@ -407,3 +467,38 @@ class Sealing:
         for file in self._files.values():
             file.close()
         self._list.close()
+
+
+def _is_wanted(chunk: PackedChunk, wanted: dict[int, SealItem]) -> bool:
+    item = wanted.get(chunk.chunk)
+    return item is not None and item.length == chunk.length
+
+
+def read_pack(path: Path, record: PackRecord, cipher: Cipher | None) -> list[PackedChunk]:
+    """Return what lies in a sealed pack of the outbox, every frame of it verified.
+
+    Raises `FileNotFoundError`, `Corrupt` or `UnsupportedVersion`: then it is sealed again.
+    """
+    data = path.read_bytes()
+    if pack_hash_of(record.key) != sha256_hex(data)[: len(pack_hash_of(record.key))]:
+        raise Corrupt("pack", str(path), "it does not have the hash in its name")
+    chunks = []
+    for entry in decode_pack_tail(data, len(data), str(path)):
+        stored = memoryview(data)[entry.offset : entry.offset + entry.stored_length]
+        chunk, length, frames = verify_chunk(stored, str(path), cipher)
+        if (chunk, length) != (entry.chunk, entry.length):
+            raise Corrupt("pack", str(path), f"chunk {entry.chunk} is not at its place")
+        chunks.append(PackedChunk(chunk, entry.offset, entry.stored_length, length, frames))
+    return chunks
+
+
+def verify_chunk(stored: Bytes, key: str, cipher: Cipher | None) -> tuple[int, int, bytes]:
+    """Return (chunk id, length, frame table) of a stored chunk of which every frame is intact.
+
+    Raises `Corrupt` or `UnsupportedVersion`.
+    """
+    chunk, length, table = decode_chunk_header(stored, key)
+    for index, frame in enumerate(decode_frame_table(chunk, length, table)):
+        body = memoryview(stored)[frame.offset : frame.offset + frame.stored_length]
+        decode_frame(chunk, index, frame, body, key, cipher)
+    return chunk, length, table

@@ -29,9 +29,11 @@ from s3fs_banyan.remote.open import open_store
 from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.pacing import hint_to
 from s3fs_banyan.remote.traffic import Traffic
+from s3fs_banyan.remote.transfers import PooledTransfers, Transfers
 
 _PR_SET_PDEATHSIG = 1
-_UPLOADS_AT_ONCE = 4
+_PACKS_AT_ONCE = 4
+"""As many as the committer has under way; what they send shares the bound on transfers."""
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +48,9 @@ class WorkerServer:
         cache: BlockCache,
         cipher: Cipher | None,
         metrics: Metrics,
+        transfers: Transfers,
     ) -> None:
+        self._transfers = transfers
         self._sock = sock
         self._sending = threading.Lock()
         self._metrics = metrics
@@ -80,13 +84,15 @@ class WorkerServer:
         if method == "begin":
             self._end()
             segments = {int(number): path for number, path in argument["segments"].items()}
-            job = SealJob(**{**argument, "segments": segments})
+            chains = tuple(argument["chains"])
+            job = SealJob(**{**argument, "segments": segments, "chains": chains})
             self._sealing = Sealing(
                 job,
                 disk=self._disk,
                 store=self._store,
                 cache=self._cache,
                 cipher=self._cipher,
+                transfers=self._transfers,
             )
             return self._sealing.plan()
         if method == "end":
@@ -138,8 +144,9 @@ def main() -> None:
         Path(setup["cache"]), setup["cache_bytes"], block_bytes=setup["block_bytes"]
     )
     cipher = Cipher.from_plain_values(setup["cipher"]) if setup["cipher"] else None
-    server = WorkerServer(sock, store, cache, cipher, metrics)
-    with ThreadPoolExecutor(_UPLOADS_AT_ONCE) as uploads:
+    transfers = PooledTransfers(int(setup["uploads"]))
+    server = WorkerServer(sock, store, cache, cipher, metrics, transfers)
+    with ThreadPoolExecutor(_PACKS_AT_ONCE) as uploads:
         for line in reader:
             request = json.loads(line)
             if request["method"] == "pace":

@@ -204,6 +204,11 @@ class Remote(Section):
     )
     connections: int = Field(default=24, ge=1, le=256)
     pacing: Pacing = Field(default_factory=Pacing)
+    uploads: int = Field(default=4, ge=1, le=256)
+    multipart: Annotated[Literal["auto", "always", "never"], BeforeValidator(_lower)] = "auto"
+    part_bytes: Annotated[int, _size(least=5 * MIB, most=1 * GIB)] = Field(
+        default=8 * MIB, alias="part_size"
+    )
 
     @property
     def url(self) -> str | None:

@@ -64,6 +64,10 @@ class BlockCache(Protocol):
         """Keep all blocks of an object whose bytes are at hand."""
         ...
 
+    def put_run(self, key: str, first: int, data: bytes | memoryview) -> None:
+        """Keep the neighbouring blocks from number `first` on whose bytes are `data`."""
+        ...
+
     def forget(self, key: str) -> None:
         """Drop all blocks of an object."""
         ...
@@ -159,8 +163,12 @@ class MemoryBlockCache:
 
     def put_object(self, key: str, data: bytes | memoryview) -> None:
         """Keep all blocks of an object."""
+        self.put_run(key, 0, data)
+
+    def put_run(self, key: str, first: int, data: bytes | memoryview) -> None:
+        """Keep neighbouring blocks."""
         for index, block in blocks_of(data, self._block_bytes):
-            self.put(key, index, block)
+            self.put(key, first + index, block)
 
     def forget(self, key: str) -> None:
         """Drop all blocks of an object."""
@@ -220,6 +228,9 @@ class NullBlockCache:
         row_key_of(key, index)
 
     def put_object(self, key: str, data: bytes | memoryview) -> None:
+        """Keep nothing."""
+
+    def put_run(self, key: str, first: int, data: bytes | memoryview) -> None:
         """Keep nothing."""
 
     def forget(self, key: str) -> None:

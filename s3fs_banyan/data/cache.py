@@ -357,9 +357,13 @@ class DiskBlockCache:
 
     def put_object(self, key: str, data: bytes | memoryview) -> None:
         """Keep all blocks of an object, a few in a transaction."""
+        self.put_run(key, 0, data)
+
+    def put_run(self, key: str, first: int, data: bytes | memoryview) -> None:
+        """Keep neighbouring blocks, a few in a transaction."""
         batch: list[tuple[str, bytes | memoryview]] = []
         for index, block in blocks_of(data, self._block_bytes):
-            batch.append((row_key_of(key, index), block))
+            batch.append((row_key_of(key, first + index), block))
             if len(batch) == self._batch:
                 self._put_blocks(batch)
                 batch = []

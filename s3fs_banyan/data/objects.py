@@ -2,8 +2,9 @@
 
 Blocks are kept as stored, so ten thousand small files of one commit are a handful of entries.
 A small object is fetched whole at the first miss (a cold start opens 50,000 small files: it
-must not become 50,000 GETs); in a large one the run that is fetched grows while it is read in
-sequence. A store that is slow or away is waited for: it is never an error to the application.
+must not become 50,000 GETs); a large one is read ahead while it is read in sequence, in several
+ranges at once, each in the cache as soon as it is there, so that nothing is fetched twice. A store
+that is slow or away is waited for: it is never an error to the application.
 The blocks used last stay in RAM, verified: small files lie side by side in them, and each would
 otherwise cost a thread, a read and a checksum of the whole block.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -26,11 +28,26 @@ from s3fs_banyan.runtime import Runtime
 WHOLE_OBJECT_BYTES: Final = 8 << 20
 _RUN_BYTES_FIRST: Final = 1 << 20
 _RUN_BYTES_MAX: Final = 8 << 20
+_RANGE_BYTES: Final = 4 << 20
 _RETRY_S: Final = 1.0
 _STREAMS_MAX: Final = 1024
 _RAM_BYTES: Final = 8 << 20
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A large object that is read in sequence, in blocks."""
+
+    at: int
+    """Behind the last block that was read."""
+    ahead: int
+    """The first block that was not asked for."""
+    run_bytes: int
+    """How far ahead of its reader it is fetched."""
+    reads: int
+    """Reads that went on where the one before had ended."""
 
 
 class ObjectReader:
@@ -44,15 +61,28 @@ class ObjectReader:
         runtime: Runtime,
         metrics: Metrics,
         is_patient: bool = True,
+        ranges_max: int = 8,
     ) -> None:
-        """`is_patient`: wait for a store that is away or refuses, as a mount must."""
+        """`is_patient`: wait for a store that is away or refuses, as a mount must.
+
+        `ranges_max`: how many ranges of 4 MiB are read ahead at once.
+        """
         self._is_patient = is_patient
         self._store = store
         self._cache = cache
         self._runtime = runtime
         self._metrics = metrics
+        self.nursery: trio.Nursery | None = None
+        """Where read-ahead runs; without one nothing is fetched that nobody waits for."""
+        self._ranges_max = ranges_max
+        self._ranges = 0
+        """Ranges on their way ahead of their readers."""
+        self._arrived_bytes_max = ranges_max * _RANGE_BYTES + WHOLE_OBJECT_BYTES
         self._in_flight: dict[tuple[str, int], trio.Event] = {}
-        self._streams: dict[str, tuple[int, int]] = {}
+        self._streams: dict[str, _Stream] = {}
+        self._went_on = False
+        """A stream that was read ahead reached the end of its object just now."""
+        self._arrived: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._used_last: OrderedDict[tuple[str, int], bytes] = OrderedDict()
 
     async def read(self, key: str, offset: int, length: int, size: int) -> bytes:
@@ -68,19 +98,26 @@ class ObjectReader:
             blocks = [self._in_ram(key, index) for index in range(first, last + 1)]
             if all(blocks):
                 break
+            waiting = [
+                event
+                for i, block in enumerate(blocks)
+                if block is None and (event := self._in_flight.get((key, first + i))) is not None
+            ]
+            if waiting:
+                await waiting[0].wait()
+                continue
             blocks = await self._runtime.in_thread(self._cached, key, first, last)
             missing = [first + i for i, block in enumerate(blocks) if block is None]
             if not missing:
                 self._metrics.read_hits["disk"].add()
                 break
-            waiting = [e for i in missing if (e := self._in_flight.get((key, i))) is not None]
-            if waiting:
-                await waiting[0].wait()
+            if any((key, i) in self._in_flight for i in missing):
                 continue
             fetched = await self._fetch(key, missing[0], missing[-1], size)
             for i in missing:
                 blocks[i - first] = fetched.get(i, b"")
             break
+        self._read_ahead(key, first, last, size)
         start = offset - first * block_bytes
         for i, block in enumerate(blocks):
             self._keep_in_ram(key, first + i, block or b"")
@@ -89,28 +126,60 @@ class ObjectReader:
         data = b"".join(block or b"" for block in blocks)
         return data[start : start + length]
 
+    async def read_afresh(self, key: str, offset: int, length: int) -> bytes:
+        """Return what the store says now, past every cache; raises and waits as `read` does.
+
+        After damage this is the last word: another reader may have put the damaged block that it
+        was waiting for back into RAM since it was forgotten.
+        """
+        return await self._read_store(key, offset, length)
+
     def _in_ram(self, key: str, index: int) -> bytes | None:
-        return self._used_last.get((key, index))
+        return self._used_last.get((key, index)) or self._arrived.get((key, index))
 
     def _keep_in_ram(self, key: str, index: int, block: bytes) -> None:
-        used = self._used_last
-        used[key, index] = block
-        used.move_to_end((key, index))
-        while len(used) * self._cache.block_bytes > _RAM_BYTES:
-            used.popitem(last=False)
+        self._arrived.pop((key, index), None)
+        self._keep(self._used_last, (key, index), block, _RAM_BYTES)
+
+    def _keep(
+        self,
+        kept: OrderedDict[tuple[str, int], bytes],
+        name: tuple[str, int],
+        block: bytes,
+        bytes_max: int,
+    ) -> None:
+        kept[name] = block
+        kept.move_to_end(name)
+        while len(kept) * self._cache.block_bytes > bytes_max:
+            kept.popitem(last=False)
 
     def _cached(self, key: str, first: int, last: int) -> list[bytes | None]:
         return [self._cache.get(key, index) for index in range(first, last + 1)]
 
+    # --- fetching ------------------------------------------------------------------------
+
     async def _fetch(self, key: str, first: int, last: int, size: int) -> dict[int, bytes]:
         """Fetch a run of blocks, a little more than asked for, and put it into the cache."""
-        block_bytes = self._cache.block_bytes
         first, last = self._run_of(key, first, last, size)
         numbers = [i for i in range(first, last + 1) if (key, i) not in self._in_flight]
         first, last = numbers[0], _end_of_run(numbers)
+        blocks = await self._fetch_run(key, first, last, size, self._begin(key, first, last))
+        for i in blocks:  # read ahead by nobody: the cache has them
+            self._arrived.pop((key, i), None)
+        return blocks
+
+    def _begin(self, key: str, first: int, last: int) -> trio.Event:
+        """Note that these blocks are on their way: who wants one waits for the event."""
         event = trio.Event()
         for i in range(first, last + 1):
             self._in_flight[key, i] = event
+        return event
+
+    async def _fetch_run(
+        self, key: str, first: int, last: int, size: int, event: trio.Event
+    ) -> dict[int, bytes]:
+        """Fetch blocks that were begun; who waits has them from RAM before they are cached."""
+        block_bytes = self._cache.block_bytes
         try:
             start = first * block_bytes
             length = min((last + 1) * block_bytes, size) - start
@@ -119,26 +188,102 @@ class ObjectReader:
                 first + i: data[i * block_bytes : (i + 1) * block_bytes]
                 for i in range(-(-len(data) // block_bytes))
             }
-            await self._runtime.in_thread(self._put, key, blocks)
-            return blocks
+            for i, block in blocks.items():
+                self._keep(self._arrived, (key, i), block, self._arrived_bytes_max)
         finally:
-            for i in range(first, last + 1):
-                del self._in_flight[key, i]
-            event.set()
+            self._end(key, first, last, event)
+        if data:
+            await self._runtime.in_thread(self._cache.put_run, key, first, data)
+        return blocks
+
+    def _end(self, key: str, first: int, last: int, event: trio.Event) -> None:
+        for i in range(first, last + 1):
+            del self._in_flight[key, i]
+        event.set()
 
     def _run_of(self, key: str, first: int, last: int, size: int) -> tuple[int, int]:
+        """Return which blocks to fetch for a miss, and note where a stream may begin."""
         block_bytes = self._cache.block_bytes
         blocks_in_object = max(1, -(-size // block_bytes))
         if size <= WHOLE_OBJECT_BYTES:
             return 0, blocks_in_object - 1
-        expected, run_bytes = self._streams.get(key, (-1, _RUN_BYTES_FIRST // 2))
-        run_bytes = min(run_bytes * 2, _RUN_BYTES_MAX) if first == expected else _RUN_BYTES_FIRST
-        last = max(last, first + run_bytes // block_bytes - 1)
+        stream = self._streams.get(key)
+        if stream is None or first != stream.ahead:
+            reads, run_bytes = 0, _RUN_BYTES_FIRST
+            if first <= 1 and self._went_on:  # a file goes on in the next object
+                reads, self._went_on = 1, False
+                run_bytes = _RANGE_BYTES * self._ranges_max
+        else:
+            reads, run_bytes = stream.reads, min(stream.run_bytes * 2, _RUN_BYTES_MAX)
+        fetched = _RUN_BYTES_FIRST if self.nursery is not None else run_bytes
+        last = max(last, first + max(1, fetched // block_bytes) - 1)
         last = min(last, blocks_in_object - 1)
         if len(self._streams) >= _STREAMS_MAX:
             self._streams.clear()
-        self._streams[key] = (last + 1, run_bytes)
+        self._streams[key] = _Stream(first, last + 1, run_bytes, reads)
         return first, last
+
+    # --- ahead of a reader ---------------------------------------------------------------
+
+    def _read_ahead(self, key: str, first: int, last: int, size: int) -> None:
+        """Have the next ranges fetched side by side while an object is read in sequence.
+
+        What is on its way and has arrived unread is at most so many ranges in all, of whatever
+        streams, so demand finds connections and memory. A stream begins with a miss: where
+        everything is cached none does.
+        """
+        stream = self._streams.get(key)
+        if self.nursery is None or stream is None:
+            return
+        block_bytes = self._cache.block_bytes
+        range_blocks = max(1, _RANGE_BYTES // block_bytes)
+        if not stream.at - range_blocks <= first <= stream.ahead:
+            return
+        end = -(-size // block_bytes)
+        stream.reads += last >= stream.at
+        stream.at = max(stream.at, last + 1)
+        if stream.at >= end:
+            self._went_on = stream.run_bytes >= _RANGE_BYTES
+            del self._streams[key]
+            return
+        while stream.reads > 1 and stream.ahead < end and self._ranges < self._ranges_max:
+            if stream.ahead - stream.at >= stream.run_bytes // block_bytes:
+                return
+            begin = stream.ahead
+            stream.ahead = min(end, begin + range_blocks)
+            numbers = [i for i in range(begin, stream.ahead) if (key, i) not in self._in_flight]
+            if not numbers:
+                continue
+            stream.ahead = _end_of_run(numbers) + 1
+            stream.run_bytes = min(stream.run_bytes * 2, _RANGE_BYTES * self._ranges_max)
+            self._ranges += 1
+            event = self._begin(key, numbers[0], stream.ahead - 1)
+            self.nursery.start_soon(
+                self._fetch_ahead, key, numbers[0], stream.ahead - 1, size, event
+            )
+
+    async def _fetch_ahead(
+        self, key: str, first: int, last: int, size: int, event: trio.Event
+    ) -> None:
+        """Fetch a range that nobody waits for yet; a failure is met by whoever needs it."""
+        try:
+            is_cached = True
+            try:
+                is_cached = await self._is_cached(key, first)
+            finally:
+                if is_cached:
+                    self._streams.pop(key, None)
+                    self._end(key, first, last, event)
+            if not is_cached:
+                await self._fetch_run(key, first, last, size, event)
+        except StoreError as error:
+            log.info("no read-ahead of %s: %s", key, error)
+        finally:
+            self._ranges -= 1
+
+    async def _is_cached(self, key: str, index: int) -> bool:
+        """Tell whether a block is in the cache: then what follows is likely to be, too."""
+        return await self._runtime.in_thread(self._cache.get, key, index) is not None
 
     async def _read_store(self, key: str, start: int, length: int) -> bytes:
         warned = False
@@ -163,15 +308,11 @@ class ObjectReader:
     def _read_range(self, key: str, start: int, length: int) -> bytes:
         return self._store.read(key, offset=start, length=length)
 
-    def _put(self, key: str, blocks: dict[int, bytes]) -> None:
-        for index, data in blocks.items():
-            if data:
-                self._cache.put(key, index, data)
-
     async def forget(self, key: str) -> None:
         """Drop what the cache holds of an object: it was damaged, or it is gone."""
-        for known in [known for known in self._used_last if known[0] == key]:
-            del self._used_last[known]
+        for kept in (self._used_last, self._arrived):
+            for known in [known for known in kept if known[0] == key]:
+                del kept[known]
         await self._runtime.in_thread(self._cache.forget, key)
 
 

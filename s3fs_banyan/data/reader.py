@@ -192,7 +192,7 @@ class Reader:
             if place is None:
                 raise Corrupt("chunk", str(chunk), "its bytes are neither here nor in the store")
             try:
-                return await self._read_placed(chunk, length, place, start, end)
+                return await self._read_placed(chunk, length, place, start, end, afresh=True)
             except ObjectMissing as error:
                 corrupt = Corrupt("object", place.key, f"it is missing, chunk {chunk} lies in it")
                 self._report(corrupt)
@@ -206,7 +206,7 @@ class Reader:
         raise AssertionError("the last read neither returned nor raised")
 
     async def _read_placed(
-        self, chunk: int, length: int, place: Place, start: int, end: int
+        self, chunk: int, length: int, place: Place, start: int, end: int, *, afresh: bool = False
     ) -> bytes:
         first, last = start // FRAME_BYTES, (end - 1) // FRAME_BYTES
         found = [self.frames.get(ChunkId(chunk), index) for index in range(first, last + 1)]
@@ -214,9 +214,8 @@ class Reader:
         if missing:
             table = decode_frame_table(chunk, length, place.frames)
             low, high = table[missing[0]], table[missing[-1]]
-            stored = await self._read_stored(
-                place, low.offset, high.offset + high.stored_length - low.offset
-            )
+            run = low.offset, high.offset + high.stored_length - low.offset
+            stored = await self._read_stored(place, *run, afresh=afresh)
             frames = table[missing[0] : missing[-1] + 1]
             if len(frames) == 1:  # quicker than the way to a thread
                 decoded = _decode_run(chunk, missing[0], frames, stored, place.key, self._cipher)
@@ -233,13 +232,15 @@ class Reader:
         skip = start - first * FRAME_BYTES
         return data[skip : skip + end - start]
 
-    async def _read_stored(self, place: Place, start: int, length: int) -> bytes:
+    async def _read_stored(self, place: Place, start: int, length: int, *, afresh: bool) -> bytes:
         """Return bytes of a stored chunk, unverified, from a base pack or the store."""
         at = place.offset + start
         if is_base_pack(place.key):
             if self._local_packs is None:
                 raise ObjectMissing(f"base pack {place.key} belongs to another mount")
             return await self._runtime.in_thread(self._local_packs.read, place.key, at, length)
+        if afresh:
+            return await self._objects.read_afresh(place.key, at, length)
         size = self._chunks.object_size(place.key) or place.offset + place.stored_length
         return await self._objects.read(place.key, at, length, size)
 

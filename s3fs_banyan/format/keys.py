@@ -69,6 +69,11 @@ def parse_pack_key(key: str) -> tuple[int, int] | None:
         return None
 
 
+def pack_hash_of(key: str) -> str:
+    """Return the digits of the content hash in a pack's key."""
+    return key.rpartition("-")[2]
+
+
 def checkpoint_key(seq: int) -> str:
     """Return the key of the manifest of the checkpoint as of commit `seq`."""
     return f"{CHECKPOINT_PREFIX}{seq:020d}"

@@ -356,6 +356,8 @@ class Metrics:
         self.commit_bytes = _counter(of["commit_bytes_total"])
         self.commit_inline_bytes = _counter(of["commit_inline_bytes_total"])
         self.commit_pack_bytes = _counter(of["commit_pack_bytes_total"])
+        self.upload_parts_resumed = _counter(of["upload_parts_resumed_total"])
+        self.packs_reused = _counter(of["packs_reused_total"])
         self.commit_step_seconds = {
             step: _histogram(of["commit_step_seconds"], step) for step in COMMIT_STEPS
         }

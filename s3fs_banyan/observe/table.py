@@ -342,12 +342,23 @@ METRICS: Final = (
         "counter", "backpressure_wait_seconds_total", "Time that writers have waited for room."
     ),
     _metric("gauge", "local_disk_free_bytes", "Free bytes of the file system of cache.directory."),
+    # resumed transfers
+    _metric(
+        "counter",
+        "upload_parts_resumed_total",
+        "Parts of packs that an earlier attempt had sent and that were not sent again.",
+    ),
+    _metric(
+        "counter",
+        "packs_reused_total",
+        "Packs of an earlier attempt that a commit took instead of sealing them again.",
+    ),
     # upkeep
     _metric(
         "counter",
         "reclaim_deleted_objects_total",
         "Objects of the store that reclaim deleted.",
-        kind=("commit", "pack", "checkpoint"),
+        kind=("commit", "pack", "checkpoint", "upload"),
     ),
     _metric(
         "counter",

@@ -20,13 +20,11 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-import trio
-
 from s3fs_banyan.errors import (
-    BanyanFSError,
     Corrupt,
     ObjectMissing,
     TransferCorrupt,
@@ -35,10 +33,11 @@ from s3fs_banyan.errors import (
 )
 from s3fs_banyan.remote.base import FileMeta, MultipartStore, RemoteFileSystem
 from s3fs_banyan.remote.layers import multipart_of
-from s3fs_banyan.runtime import Runtime
+from s3fs_banyan.remote.transfers import InlineTransfers, Transfers
 
 PARTS_MAX: Final = 10_000
 _STATE_VERSION: Final = 1
+Timed = Callable[[Callable[[], str], int], str]
 _MULTIPART_ETAG: Final = re.compile(r"[0-9a-f]{32}-\d+")
 
 
@@ -96,69 +95,71 @@ class UploadState:
             raise Corrupt("upload state", name, str(error)) from error
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uploaded:
+    """An upload that is done, and what it cost."""
+
+    meta: FileMeta
+    parts_sent: int
+    parts_resumed: int
+    """Parts that the store held already from an earlier run."""
+
+
 class _Upload:
-    """One run of an upload: the parts go in parallel, the state is saved by one at a time."""
+    """One run of an upload: parts go through the transfers, the state is saved by the caller."""
 
     def __init__(
         self,
-        runtime: Runtime,
         store: MultipartStore,
         file: Path,
         state: UploadState,
         save_state: Callable[[UploadState], None],
+        timed: Timed,
     ) -> None:
-        self._runtime = runtime
+        self._timed = timed
         self._store = store
         self._file = file
         self._save_state = save_state
-        self._saving = trio.Lock()
         self.state = state
+        self.parts_sent = 0
+        self.parts_resumed = 0
 
-    async def send_parts(self, held: Mapping[int, tuple[int, str]], concurrency: int) -> None:
+    def send_parts(self, held: Mapping[int, tuple[int, str]], transfers: Transfers) -> None:
         """Send what the store does not hold. After an error no further part is begun."""
         known = {part.number: part for part in self.state.parts}
-        limit = trio.Semaphore(concurrency)
-        errors: list[BanyanFSError] = []
-
-        async def send(number: int) -> None:
-            try:
-                async with limit:
-                    part = await self._runtime.in_thread(
-                        self._send_part, number, held.get(number), known.get(number), pool="store"
-                    )
-                    await self._add(part)
-            except BanyanFSError as error:
-                errors.append(error)
-                nursery.cancel_scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            for number in range(1, _part_count(self.state) + 1):
-                nursery.start_soon(send, number)
-        if errors:
-            raise errors[0]
+        calls = [
+            partial(self._send_part, number, held.get(number), known.get(number))
+            for number in range(1, _part_count(self.state) + 1)
+        ]
+        for part, was_sent in transfers.results(calls):
+            self.parts_sent += was_sent
+            self.parts_resumed += not was_sent
+            if known.get(part.number) != part:
+                self._add(part)
 
     def _send_part(
         self, number: int, held: tuple[int, str] | None, known: PartDone | None
-    ) -> PartDone:
+    ) -> tuple[PartDone, bool]:
+        """Return the part as the store has it now, and whether it had to be sent."""
         data = _read_part(self._file, self.state, number)
         md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
         # An ETag that is no MD5 (SSE-KMS) speaks for the bytes that it was recorded with.
         good = {md5, known.etag if known is not None and known.md5 == md5 else md5}
-        if held is not None and held[0] == len(data) and held[1] in good:
+        has_it = held is not None and held[0] == len(data) and held[1] in good
+        if held is not None and has_it:
             etag = held[1]
         else:
-            etag = self._store.upload_part(self.state.path, self.state.upload_id, number, data)
-        return PartDone(number=number, size=len(data), md5=md5, etag=etag)
+            where = self.state.path, self.state.upload_id
+            etag = self._timed(lambda: self._store.upload_part(*where, number, data), len(data))
+        return PartDone(number=number, size=len(data), md5=md5, etag=etag), not has_it
 
-    async def _add(self, part: PartDone) -> None:
-        async with self._saving:
-            parts = {done.number: done for done in self.state.parts} | {part.number: part}
-            self.state = replace(self.state, parts=tuple(parts[number] for number in sorted(parts)))
-            await self._runtime.in_thread(self._save_state, self.state, pool="disk")
+    def _add(self, part: PartDone) -> None:
+        parts = {done.number: done for done in self.state.parts} | {part.number: part}
+        self.state = replace(self.state, parts=tuple(parts[number] for number in sorted(parts)))
+        self._save_state(self.state)
 
 
-async def upload_file_multipart(
-    runtime: Runtime,
+def upload_file_multipart(
     store: RemoteFileSystem,
     path: str,
     file: Path,
@@ -166,52 +167,60 @@ async def upload_file_multipart(
     part_size: int,
     save_state: Callable[[UploadState], None],
     state: UploadState | None = None,
-    concurrency: int = 4,
+    transfers: Transfers | None = None,
+    timed: Timed = lambda transfer, size: transfer(),
     storage_class: str = "",
-) -> FileMeta:
+) -> Uploaded:
     """Upload `file`, which must not change meanwhile, as the object `path`; durable on return.
 
-    `save_state` is called in a thread, after the start and after each part, never twice at the
-    same time. Cancelling or failing leaves the upload in the store: call again with the last
-    saved state, or abort it. A part size that would give too many parts is doubled until it
-    does not. At most `concurrency` parts are in memory.
+    Blocks. `save_state` is called in the caller's thread, after the start and after each part.
+    Failing leaves the upload in the store: call again with the last saved state, or abort it.
+    An upload that somebody aborted is begun once more from its start. A part size that would
+    give too many parts is doubled until it does not. In memory are as many parts as `transfers`
+    runs at once; without it one after the other. `timed` carries out the transfer of a part, in
+    whatever thread, and is told how many bytes it has.
     """
     parts_store = multipart_of(store)
-    size = (await runtime.in_thread(file.stat, pool="disk")).st_size
+    size = file.stat().st_size
     part_size = _fitting_part_size(size, max(part_size, store.capabilities.part_size_min))
+    transfers = transfers or InlineTransfers()
     held: Mapping[int, tuple[int, str]] = {}
     if state is not None and (state.path, state.file_size) != (path, size):
         raise ValueError(f"{file}: the upload state is of {state.path} and another size")
     if state is not None:
         try:
-            held = await runtime.in_thread(
-                parts_store.list_parts, path, state.upload_id, pool="store"
-            )
+            held = parts_store.list_parts(path, state.upload_id)
         except ObjectMissing:
-            done = await _completed_before(runtime, store, state)
+            done = _completed_before(store, state)
             if done is not None:
-                return done
+                return Uploaded(meta=done, parts_sent=0, parts_resumed=len(state.parts))
             state = None  # aborted by somebody: from the start
+    is_fresh = state is None
     if state is None:
-        upload_id = await runtime.in_thread(
-            lambda: parts_store.begin_upload(path, storage_class=storage_class), pool="store"
-        )
+        upload_id = parts_store.begin_upload(path, storage_class=storage_class)
         state = UploadState(path=path, upload_id=upload_id, file_size=size, part_size=part_size)
-        await runtime.in_thread(save_state, state, pool="disk")
-    upload = _Upload(runtime, parts_store, file, state, save_state)
-    await upload.send_parts(held, concurrency)
-    return await _complete(runtime, store, upload.state)
+        save_state(state)
+    upload = _Upload(parts_store, file, state, save_state, timed)
+    try:
+        upload.send_parts(held, transfers)
+        meta = _complete(store, upload.state)
+    except ObjectMissing:
+        if is_fresh:
+            raise
+        return upload_file_multipart(
+            store, path, file, part_size=part_size, save_state=save_state,
+            transfers=transfers, timed=timed, storage_class=storage_class,
+        )  # fmt: skip
+    return Uploaded(meta=meta, parts_sent=upload.parts_sent, parts_resumed=upload.parts_resumed)
 
 
-async def _complete(runtime: Runtime, store: RemoteFileSystem, state: UploadState) -> FileMeta:
+def _complete(store: RemoteFileSystem, state: UploadState) -> FileMeta:
     """Complete the upload; a lost answer is cleared up by looking at the object."""
     etags = {part.number: part.etag for part in state.parts}
     try:
-        meta = await runtime.in_thread(
-            multipart_of(store).complete_upload, state.path, state.upload_id, etags, pool="store"
-        )
+        meta = multipart_of(store).complete_upload(state.path, state.upload_id, etags)
     except (Unavailable, ObjectMissing):
-        done = await _completed_before(runtime, store, state)
+        done = _completed_before(store, state)
         if done is None:
             raise
         return done
@@ -225,7 +234,7 @@ async def _complete(runtime: Runtime, store: RemoteFileSystem, state: UploadStat
     # An ETag of another form proves nothing either, where it should have.
     odd = store.capabilities.etag_is_md5 and not _MULTIPART_ETAG.fullmatch(meta.etag)
     unproven = odd or not meta.proven
-    if unproven and not await runtime.in_thread(_holds, store, state, pool="store"):
+    if unproven and not _holds(store, state):
         raise TransferCorrupt(f"{store.url}: {state.path}: read back, it is not what was sent")
     return replace(meta, proven=True)
 
@@ -240,14 +249,12 @@ def _holds(store: RemoteFileSystem, state: UploadState) -> bool:
     return True
 
 
-async def _completed_before(
-    runtime: Runtime, store: RemoteFileSystem, state: UploadState
-) -> FileMeta | None:
+def _completed_before(store: RemoteFileSystem, state: UploadState) -> FileMeta | None:
     """Return the object if it is exactly what this upload makes, else None."""
     if len(state.parts) != _part_count(state):
         return None
     try:
-        meta = await runtime.in_thread(store.stat, state.path, pool="store")
+        meta = store.stat(state.path)
     except ObjectMissing:
         return None
     if meta.size != state.file_size:
@@ -256,7 +263,7 @@ async def _completed_before(
     if expected and _MULTIPART_ETAG.fullmatch(meta.etag):
         return meta if meta.etag == expected else None
     # The answer is lost that could have proved it, so only the bytes can.
-    return meta if await runtime.in_thread(_holds, store, state, pool="store") else None
+    return meta if _holds(store, state) else None
 
 
 def expected_etag(state: UploadState) -> str:

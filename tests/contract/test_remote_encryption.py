@@ -29,7 +29,6 @@ from s3fs_banyan.remote.layers import RetryLayer
 from s3fs_banyan.remote.multipart import upload_file_multipart
 from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.s3 import PART_SIZE_MIN, S3Store
-from s3fs_banyan.runtime import RealRuntime
 from tests.contract.recording_proxy import RecordingProxy, Request, recording
 from tests.contract.remote_broken_server import ANSWERS, serving
 from tests.contract.remote_stores import options_for
@@ -121,12 +120,11 @@ async def live(store: S3Store, root: Path, monkeypatch: pytest.MonkeyPatch) -> d
         return {name: await read_file(engine, name) for name in names(engine)}
 
 
-async def upload(store: S3Store, directory: Path) -> bytes:
+def upload(store: S3Store, directory: Path) -> bytes:
     """Upload a file in two parts, as a large pack is."""
     file = directory / "pack"
     file.write_bytes(os.urandom(PART_SIZE_MIN + 1000))
-    await upload_file_multipart(
-        RealRuntime(),
+    upload_file_multipart(
         store,
         "pack/1/large",
         file,
@@ -185,7 +183,7 @@ async def test_every_object_of_a_volume_is_encrypted(
     bucket = server.bucket()
     store = S3Store(bucket, "volume", options_for(proxy, **options))
     await live(store, tmp_path, monkeypatch)
-    await upload(store, tmp_path)
+    upload(store, tmp_path)
     made = [request for request in proxy.requests if request.writes]
     paths = [request.path.partition("?")[0].removeprefix(f"/{bucket}/volume/") for request in made]
     assert {kind_of(path) for path in paths} == set(KINDS)
@@ -211,7 +209,7 @@ async def test_a_customers_key_goes_with_every_request_for_bytes(
     bucket = server.bucket()
     store = S3Store(bucket, "volume", options_for(proxy, **SSE_C))
     want = await live(store, tmp_path, monkeypatch)
-    assert await upload(store, tmp_path) == store.read("pack/1/large")
+    assert upload(store, tmp_path) == store.read("pack/1/large")
     for request in proxy.requests:
         if not request.path.endswith(f"/{bucket}"):  # a HEAD of the bucket itself
             assert_headers(request, new=_CUSTOMER, touching=_CUSTOMER)

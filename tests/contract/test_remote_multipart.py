@@ -12,7 +12,6 @@ from s3fs_banyan.remote.azure import AzureStore
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.layers import multipart_of
 from s3fs_banyan.remote.multipart import UploadState, expected_etag, upload_file_multipart
-from s3fs_banyan.runtime import RealRuntime
 from tests.contract.remote_stores import MULTIPART, in_threads, on, store
 
 __all__ = ["store"]
@@ -152,18 +151,16 @@ def file(tmp_path: Path) -> Path:
 
 
 @on(MULTIPART)
-async def test_file_becomes_an_object(store: RemoteFileSystem, file: Path) -> None:
+def test_file_becomes_an_object(store: RemoteFileSystem, file: Path) -> None:
     saved = Saved()
-    meta = await upload_file_multipart(
-        RealRuntime(), store, "pack/1", file, part_size=PART, save_state=saved
-    )
-    assert meta.etag == expected_etag(saved.states[-1])
+    done = upload_file_multipart(store, "pack/1", file, part_size=PART, save_state=saved)
+    assert done.meta.etag == expected_etag(saved.states[-1])
     assert store.read("pack/1") == CONTENT
     assert [len(state.parts) for state in saved.states] == [0, 1, 2, 3, 4]
 
 
 @on(MULTIPART)
-async def test_upload_goes_on_where_it_stopped(store: RemoteFileSystem, file: Path) -> None:
+def test_upload_goes_on_where_it_stopped(store: RemoteFileSystem, file: Path) -> None:
     """After a crash only what the store does not hold is sent: packs are large, links slow."""
     parts = multipart_of(store)
     upload = parts.begin_upload("pack/1")
@@ -171,46 +168,35 @@ async def test_upload_goes_on_where_it_stopped(store: RemoteFileSystem, file: Pa
     parts.upload_part("pack/1", upload, 2, _part(9))  # not what is in the file
     state = UploadState(path="pack/1", upload_id=upload, file_size=len(CONTENT), part_size=PART)
     sent = _count_parts(store)
-    await upload_file_multipart(
-        RealRuntime(), store, "pack/1", file, part_size=PART, save_state=Saved(), state=state
-    )
+    upload_file_multipart(store, "pack/1", file, part_size=PART, save_state=Saved(), state=state)
     assert sorted(sent) == [2, 3, 4]
     assert store.read("pack/1") == CONTENT
 
 
 @on(MULTIPART)
-async def test_upload_completed_before_a_crash_is_recognised(
-    store: RemoteFileSystem, file: Path
-) -> None:
+def test_upload_completed_before_a_crash_is_recognised(store: RemoteFileSystem, file: Path) -> None:
     saved = Saved()
-    runtime = RealRuntime()
-    first = await upload_file_multipart(
-        runtime, store, "pack/1", file, part_size=PART, save_state=saved
-    )
+    first = upload_file_multipart(store, "pack/1", file, part_size=PART, save_state=saved)
     sent = _count_parts(store)
-    again = await upload_file_multipart(
-        runtime, store, "pack/1", file, part_size=PART, save_state=saved, state=saved.states[-1]
+    again = upload_file_multipart(
+        store, "pack/1", file, part_size=PART, save_state=saved, state=saved.states[-1]
     )
-    assert again.etag == first.etag
+    assert again.meta.etag == first.meta.etag
     assert sent == []
 
 
 @on(MULTIPART)
-async def test_upload_that_somebody_aborted_starts_again(
-    store: RemoteFileSystem, file: Path
-) -> None:
+def test_upload_that_somebody_aborted_starts_again(store: RemoteFileSystem, file: Path) -> None:
     parts = multipart_of(store)
     upload = parts.begin_upload("pack/1")
     parts.abort_upload("pack/1", upload)
     state = UploadState(path="pack/1", upload_id=upload, file_size=len(CONTENT), part_size=PART)
-    await upload_file_multipart(
-        RealRuntime(), store, "pack/1", file, part_size=PART, save_state=Saved(), state=state
-    )
+    upload_file_multipart(store, "pack/1", file, part_size=PART, save_state=Saved(), state=state)
     assert store.read("pack/1") == CONTENT
 
 
 @on(("memory",))
-async def test_object_that_differs_from_the_upload_is_an_error(
+def test_object_that_differs_from_the_upload_is_an_error(
     store: RemoteFileSystem, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = store.complete_upload  # type: ignore[attr-defined]
@@ -221,9 +207,7 @@ async def test_object_that_differs_from_the_upload_is_an_error(
 
     monkeypatch.setattr(store, "complete_upload", complete)
     with pytest.raises(TransferCorrupt, match="pack/1"):
-        await upload_file_multipart(
-            RealRuntime(), store, "pack/1", file, part_size=PART, save_state=Saved()
-        )
+        upload_file_multipart(store, "pack/1", file, part_size=PART, save_state=Saved())
 
 
 def _count_parts(store: RemoteFileSystem) -> list[int]:

@@ -18,7 +18,6 @@ from s3fs_banyan.remote.multipart import UploadState, upload_file_multipart
 from s3fs_banyan.remote.open import open_store
 from s3fs_banyan.remote.s3 import PART_SIZE_MIN, S3Store
 from s3fs_banyan.remote.s3_integrity import How
-from s3fs_banyan.runtime import RealRuntime
 from tests.contract.recording_proxy import Fault, RecordingProxy, recording
 from tests.contract.remote_stores import options_for
 from tests.servers import MotoServer, ObjectServer, SeaweedServer
@@ -256,18 +255,16 @@ async def test_a_commit_whose_answer_is_lost_is_published_once(
 # --- parts -------------------------------------------------------------------------------
 
 
-async def _upload(
+def _upload(
     store: S3Store, file: Path, states: list[UploadState], state: UploadState | None = None
 ) -> None:
-    await upload_file_multipart(
-        RealRuntime(),
+    upload_file_multipart(
         RetryLayer(store, deadline_s=20),
         "x",
         file,
         part_size=PART_SIZE_MIN,
         save_state=states.append,
         state=state,
-        concurrency=1,
     )
 
 
@@ -282,7 +279,7 @@ def file(tmp_path: Path) -> Path:
 async def test_a_part_that_arrived_wrong_is_sent_again(line: Line, file: Path) -> None:
     store, verdicts = line.store()
     line.spoil(r"partNumber=2", "flip a byte")
-    await _upload(store, file, [])
+    _upload(store, file, [])
     assert store.read("x") == file.read_bytes()
     assert sorted(verdicts.seen) == [("etag", False), ("etag", True), ("etag", True)]
     store.close()
@@ -294,8 +291,8 @@ async def test_an_upload_that_nothing_else_proves_is_read(line: Line, file: Path
     states: list[UploadState] = []
     line.spoil(r"partNumber=2", "flip a byte")
     with pytest.raises(TransferCorrupt, match="read back"):
-        await _upload(store, file, states)
-    await _upload(store, file, states, states[-1])
+        _upload(store, file, states)
+    _upload(store, file, states, states[-1])
     assert store.read("x") == file.read_bytes()
     store.close()
 
@@ -303,7 +300,7 @@ async def test_an_upload_that_nothing_else_proves_is_read(line: Line, file: Path
 async def test_checksums_prove_the_parts(checked_line: Line, file: Path) -> None:
     """Then nothing has to be read."""
     store, verdicts = checked_line.store(verify="checksum")
-    await _upload(store, file, [])
+    _upload(store, file, [])
     assert verdicts.seen == [("checksum", True)] * 2
     assert not any(
         request.method == "GET" and request.line.endswith("/v/x")
@@ -319,7 +316,7 @@ async def test_a_completed_upload_whose_answer_is_lost_is_found(
 ) -> None:
     store, _ = line.store(**options)
     fault = line.spoil(r"^POST .*uploadId=", "lose the answer")
-    await _upload(store, file, [])
+    _upload(store, file, [])
     assert fault.done == 1
     assert store.read("x") == file.read_bytes()
     assert sum("?uploads" in request.path for request in line.proxy.requests) == 1

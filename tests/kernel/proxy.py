@@ -1,9 +1,10 @@
 """A proxy before an S3 server, in a process of its own: counts requests, cuts the line.
 
 The process answers commands, one a line, on its standard input: `pass`, `refuse` (connections are
-closed at once), `stall` (nothing is passed on, nothing is answered) and `requests` (all request
-lines so far, as JSON). A process of its own, because a test that waits in a page fault of its
-mount holds the interpreter's lock that a thread here would need.
+closed at once), `stall` (nothing is passed on, nothing is answered), `slow N` (N bytes a second of
+each connection towards the server), `sent` (bytes towards the server so far) and `requests` (all
+request lines so far, as JSON). A process of its own, because a test that waits in a page fault of
+its mount holds the interpreter's lock that a thread here would need.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 import trio
 
 _METHODS = (b"PUT ", b"POST ", b"GET ", b"HEAD ", b"DELETE ")
-_RECEIVE_BYTES = 1 << 20
+_RECEIVE_BYTES = 1 << 18
 
 Mode = Literal["pass", "refuse", "stall"]
 
@@ -61,6 +62,14 @@ class Proxy:
         lines: list[str] = json.loads(self._ask("requests"))
         return [line for line in lines if line.split(" ")[0] in methods]
 
+    def slow(self, bytes_per_s: int) -> None:
+        """Pass on so many bytes a second of each connection from now on; 0 for all there are."""
+        self._ask(f"slow {bytes_per_s}")
+
+    def sent_bytes(self) -> int:
+        """Return how many bytes went towards the server so far, headers included."""
+        return int(self._ask("sent"))
+
     def _ask(self, command: str) -> str:
         assert self._process is not None
         assert self._process.stdin is not None
@@ -81,6 +90,8 @@ class _Line:
     port: int
     mode: Mode = "pass"
     requests: list[str] = field(default_factory=list)
+    sent_bytes: int = 0
+    bytes_per_s: int = 0
     scopes: set[trio.CancelScope] = field(default_factory=set)
     """One around each connection."""
 
@@ -122,6 +133,10 @@ class _Line:
                 if note and data.startswith(_METHODS):
                     line = data.split(b"\r\n", 1)[0].decode("latin-1")
                     self.requests.append(line.rpartition(" ")[0])
+                if note:
+                    self.sent_bytes += len(data)
+                    if self.bytes_per_s:
+                        await trio.sleep(len(data) / self.bytes_per_s)
                 await target.send_all(data)
         nursery.cancel_scope.cancel()
 
@@ -143,6 +158,11 @@ async def _main(upstream: str) -> None:
         while command := (await trio.to_thread.run_sync(sys.stdin.readline)).strip():
             if command == "requests":
                 answer = json.dumps(line.requests)
+            elif command == "sent":
+                answer = str(line.sent_bytes)
+            elif command.startswith("slow "):
+                line.bytes_per_s = int(command.removeprefix("slow "))
+                answer = command
             else:
                 line.become(cast("Mode", command))
                 answer = command

@@ -50,6 +50,8 @@ def random_dials(rng: Random) -> Dials:
         faults=faults,
         local_cut_bytes=rng.choice((1, 100 << 10, 300 << 10)),
         classes=rng.random() < 0.3,
+        multipart=rng.choice(("never", "always", "always")),
+        part_bytes=rng.choice((4 << 10, 32 << 10)),
     )
 
 

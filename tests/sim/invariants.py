@@ -120,6 +120,8 @@ def _check_packs(committed: Committed) -> None:
         assert live_bytes == sums.pop(pack, 0), f"live bytes of pack {pack} drift"
         assert (live_bytes == 0) == (dead_seq is not None), f"pack {pack}: dead or not?"
     assert not sums, f"places in unknown packs: {sorted(sums)}"
+    twice = run("SELECT key FROM pack GROUP BY key HAVING count(*) > 1").fetchall()
+    assert not twice, f"packs that two rows name, and the first to die deletes: {twice}"
 
 
 def check_rows(state: EngineState, model: ReferenceFS) -> None:

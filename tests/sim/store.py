@@ -7,7 +7,7 @@ error, flipped bits in ranged reads, and checks on every log object that the wri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from random import Random
@@ -175,10 +175,9 @@ class StoreHandle:
         return data if length is None or not data else self._perhaps_flipped(path, data)
 
     def _perhaps_flipped(self, path: str, data: bytes) -> bytes:
-        """Flip a bit of a ranged read, never twice in a row for one object."""
+        """Flip a bit of a ranged read, once an object: no reader is to meet two in a row."""
         store = self._store
         if store.rng.random() >= store.faults.flipped_bit or path in store.flipped:
-            store.flipped.discard(path)
             return data
         store.flipped.add(path)
         at = store.rng.randrange(len(data))
@@ -217,6 +216,49 @@ class StoreHandle:
         if lost:
             raise Unavailable(f"injected: {path}: the answer was lost")
         return meta
+
+    # --- multipart -----------------------------------------------------------------------
+
+    def begin_upload(self, path: str, *, storage_class: str = "") -> str:
+        lost = self._begin("begin upload", path)
+        upload_id = self._store.objects.begin_upload(path, storage_class=storage_class)
+        if lost:
+            raise Unavailable(f"injected: {path}: the answer was lost")
+        return upload_id
+
+    def upload_part(self, path: str, upload_id: str, number: int, data: bytes) -> str:
+        lost = self._begin(f"part {number} of {upload_id}", path)
+        etag = self._store.objects.upload_part(path, upload_id, number, data)
+        if lost:
+            raise Unavailable(f"injected: {path}: the answer was lost")
+        return etag
+
+    def list_parts(self, path: str, upload_id: str) -> Mapping[int, tuple[int, str]]:
+        lost = self._begin(f"list parts of {upload_id}", path)
+        parts = self._store.objects.list_parts(path, upload_id)
+        if lost:
+            raise Unavailable(f"injected: {path}: the answer was lost")
+        return parts
+
+    def complete_upload(self, path: str, upload_id: str, etags: Mapping[int, str]) -> FileMeta:
+        lost = self._begin(f"complete {upload_id}", path)
+        meta = self._store.objects.complete_upload(path, upload_id, etags)
+        if lost:
+            raise Unavailable(f"injected: {path}: the answer was lost")
+        return meta
+
+    def abort_upload(self, path: str, upload_id: str) -> None:
+        lost = self._begin(f"abort {upload_id}", path)
+        self._store.objects.abort_upload(path, upload_id)
+        if lost:
+            raise Unavailable(f"injected: {path}: the answer was lost")
+
+    def list_uploads(self, prefix: str = "") -> Iterator[tuple[str, str, int]]:
+        lost = self._begin("list uploads", prefix)
+        found = list(self._store.objects.list_uploads(prefix))
+        if lost:
+            raise Unavailable(f"injected: {prefix}: the answer was lost")
+        return iter(found)
 
     def close(self) -> None:
         """Nothing to release."""

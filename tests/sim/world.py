@@ -25,6 +25,7 @@ from s3fs_banyan.commit.classes import ClassPolicy, Rule
 from s3fs_banyan.commit.context import Context, EngineSettings
 from s3fs_banyan.commit.local import LocalDirectory
 from s3fs_banyan.commit.sealing import Sealing
+from s3fs_banyan.commit.sending import Multipart
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.commit.worker import InlineWorker
 from s3fs_banyan.config.prices import EXAMPLE_PRICES, ClassPrice
@@ -47,7 +48,7 @@ from tests.sim.runtime import BASE_NS, Life, SimCrash, SimRuntime, now_s, wall_n
 from tests.sim.sqlite import SimVFS
 from tests.sim.store import SimStore, StoreFaults, StoreHandle
 
-_VOLUME = VolumeDescriptor(volume_id="5" * 32, created_ns=BASE_NS, pack_bytes=1 << 20)
+_VOLUME = VolumeDescriptor(volume_id="5" * 32, created_ns=BASE_NS, pack_bytes=128 << 10)
 _CIPHER = Cipher(bytes(range(32)), bytes.fromhex(_VOLUME.volume_id))
 
 _CLASSES: Final = ClassPolicy(
@@ -92,6 +93,8 @@ class Dials:
     """Rules send larger files, and what compaction moves, to packs of other classes."""
     encrypted: bool = False
     """Whether the volume is encrypted on the client's side."""
+    multipart: Multipart = "always"
+    part_bytes: int = 16 << 10
     faults: StoreFaults = field(default_factory=StoreFaults)
 
 
@@ -364,7 +367,7 @@ class Mounted:
             crash_chance=dials.crash_chance,
         )
         ctx = self._context(runtime)
-        ctx.local.empty_outbox()
+        ctx.local.tidy_outbox()
         cache = MemoryBlockCache(256 << 10, block_bytes=16 << 10)
         try:
             async with open_engine(
@@ -409,6 +412,8 @@ class Mounted:
             local_cut_bytes=dials.local_cut_bytes,
             commit_interval_s=dials.commit_interval_s,
             inline_bytes_max=dials.inline_bytes_max,
+            multipart=dials.multipart,
+            part_bytes=dials.part_bytes,
             dirty_bytes_max=6 * dials.segment_bytes,
             durability_remote=dials.remote,
             ram_bytes=dials.ram_bytes,

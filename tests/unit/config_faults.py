@@ -57,6 +57,9 @@ WRONG_VALUES = {
     "encryption.passphrase": [("5", TEXT_FAULT)],
     "encryption.passphrase_file": [("secret", PATH_FAULT), ("[x]", "expected a path")],
     "encryption.key_file": [("secret", PATH_FAULT)],
+    "storage.remote.uploads": [("0", "must be at least 1"), ("257", "must be at most 256")],
+    "storage.remote.multipart": [("often", "expected 'auto', 'always' or 'never'")],
+    "storage.remote.part_size": [("4MiB", "must be at least 5MiB"), ("8M", SIZE_FAULT)],
     "storage.remote.pacing.enabled": [("perhaps", FLAG_FAULT)],
     "storage.remote.pacing.hedging": [("perhaps", FLAG_FAULT)],
     **{

@@ -91,7 +91,7 @@ class World:
         local = LocalDirectory(root=self.root / machine)
         local.make()
         local.journal.mkdir(exist_ok=True)
-        local.empty_outbox()
+        local.tidy_outbox()
         self.runtime.boot = boot
         return Context(
             runtime=self.runtime,

@@ -20,6 +20,7 @@ from s3fs_banyan.observe import Metrics
 from s3fs_banyan.remote.layers import MeterLayer
 from s3fs_banyan.remote.memory import MemoryStore
 from s3fs_banyan.remote.options import StoreOptions
+from s3fs_banyan.remote.transfers import InlineTransfers
 
 
 def test_each_answer_carries_what_was_counted_since_the_last(tmp_path: Path) -> None:
@@ -29,7 +30,7 @@ def test_each_answer_carries_what_was_counted_since_the_last(tmp_path: Path) -> 
     cache = DiskBlockCache(tmp_path / "blocks", 16 << 20, block_bytes=256 << 10)
     ours, theirs = socket.socketpair()
     with ours, theirs, ours.makefile("rb") as reader:
-        server = WorkerServer(theirs, store, cache, None, metrics)
+        server = WorkerServer(theirs, store, cache, None, metrics, InlineTransfers())
         mount = Metrics()
         for number in range(2):
             store.write("pack/1/x", b"0123")
@@ -67,6 +68,7 @@ async def test_process_reports_and_takes_the_word_to_yield(tmp_path: Path) -> No
         "log_format": "text",
         "nice": 0,
         "cipher": None,
+        "uploads": 4,
     }
     worker = WorkerProcess(setup, on_restart=lambda: None, on_report=reports.append, share=share)
     job = SealJob(

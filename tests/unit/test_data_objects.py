@@ -1,0 +1,188 @@
+"""Ranges of store objects: what is fetched, how many at once, and never twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+import trio
+
+from s3fs_banyan.data.blocks import BLOCK_BYTES, MemoryBlockCache
+from s3fs_banyan.data.objects import ObjectReader
+from s3fs_banyan.errors import ObjectMissing, Unavailable
+from s3fs_banyan.observe import Metrics
+from s3fs_banyan.remote.memory import MemoryStore
+from tests.unit.engine_kit import StepRuntime, T, Ts
+
+MIB = 1 << 20
+SIZE = 40 * MIB
+DATA = os.urandom(SIZE)
+STEP = 300_000
+
+
+class SlowRuntime(StepRuntime):
+    """Requests to the store take a virtual second each and are counted while they run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = 0
+        self.most = 0
+
+    async def in_thread(self, fn: Callable[[*Ts], T], *args: *Ts, pool: str = "disk") -> T:
+        if pool != "store":
+            return await super().in_thread(fn, *args, pool=pool)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await trio.sleep(1)
+            return fn(*args)
+        finally:
+            self.running -= 1
+
+
+class RangeStore(MemoryStore):
+    """Notes every range that is read; refuses from byte `broken_from` on."""
+
+    def __init__(self) -> None:
+        super().__init__(clock=lambda: 0)
+        self.ranges: list[tuple[int, int]] = []
+        self.broken_from = SIZE
+
+    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        assert length is not None
+        if offset >= self.broken_from:
+            raise Unavailable("the line broke")
+        self.ranges.append((offset, length))
+        return super().read(path, offset=offset, length=length)
+
+
+class Bench:
+    """A reader over one large object."""
+
+    def __init__(self, *, cache: MemoryBlockCache | None = None, ranges_max: int = 4) -> None:
+        self.store = RangeStore()
+        for number in range(2):
+            self.store.write(f"pack/{number}", DATA)
+        self.runtime = SlowRuntime()
+        self.cache = cache or MemoryBlockCache(256 * MIB)
+        self.reader = ObjectReader(
+            store=self.store,
+            cache=self.cache,
+            runtime=self.runtime,
+            metrics=Metrics(),
+            is_patient=False,
+            ranges_max=ranges_max,
+        )
+
+    async def read_all(self, key: str = "pack/0", end: int = SIZE) -> None:
+        """Read from the beginning to `end`, and check every byte."""
+        for offset in range(0, end, STEP):
+            length = min(STEP, end - offset)
+            assert await self.reader.read(key, offset, length, SIZE) == DATA[offset:][:length]
+
+
+async def test_a_sequence_is_read_ahead_in_several_ranges_and_nothing_twice(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """One request after the other leaves a fast store idle; a block fetched twice is paid twice."""
+    del autojump_clock
+    bench = Bench()
+    async with trio.open_nursery() as nursery:
+        bench.reader.nursery = nursery
+        begin = trio.current_time()
+        await bench.read_all()
+        spent_s = trio.current_time() - begin
+    assert sum(length for _, length in bench.store.ranges) == SIZE
+    assert bench.runtime.most == 4
+    assert spent_s < len(bench.store.ranges) * 2 / 3
+
+
+async def test_a_file_that_goes_on_in_the_next_object_is_read_ahead_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    del autojump_clock
+    bench = Bench()
+    async with trio.open_nursery() as nursery:
+        bench.reader.nursery = nursery
+        await bench.read_all()
+        bench.runtime.most = 0
+        await bench.reader.read("pack/1", 0, STEP, SIZE)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.runtime.running == 4
+
+
+async def test_single_reads_of_a_large_object_fetch_no_more_than_a_run(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Random reads must not drag in what nobody asked for."""
+    del autojump_clock
+    bench = Bench()
+    async with trio.open_nursery() as nursery:
+        bench.reader.nursery = nursery
+        for offset in (30 * MIB, 5 * MIB, 20 * MIB):
+            await bench.reader.read("pack/0", offset, 1000, SIZE)
+    assert [length for _, length in bench.store.ranges] == [MIB] * 3
+
+
+async def test_what_is_cached_is_not_fetched_ahead(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A warm object with a hole in it costs the hole."""
+    del autojump_clock
+    bench = Bench()
+    bench.cache.put_object("pack/0", DATA)
+    cold = MemoryBlockCache(256 * MIB)
+    hole = 8
+    for index in range(SIZE // BLOCK_BYTES):
+        block = bench.cache.get("pack/0", index)
+        if block is not None and index >= hole:
+            cold.put("pack/0", index, block)
+    bench = Bench(cache=cold)
+    async with trio.open_nursery() as nursery:
+        bench.reader.nursery = nursery
+        await bench.read_all()
+    assert sum(length for _, length in bench.store.ranges) <= hole * BLOCK_BYTES + 4 * MIB
+
+
+async def test_two_readers_share_what_is_fetched_ahead(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    del autojump_clock
+    bench = Bench()
+    async with trio.open_nursery() as nursery:
+        bench.reader.nursery = nursery
+        async with trio.open_nursery() as readers:
+            readers.start_soon(bench.read_all)
+            readers.start_soon(bench.read_all)
+    assert sum(length for _, length in bench.store.ranges) == SIZE
+
+
+@pytest.mark.allow_log_warnings
+async def test_a_failed_read_ahead_is_met_by_whoever_needs_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It ends no service, and the next reader asks the store again."""
+    del autojump_clock
+    bench = Bench()
+    bench.store.broken_from = 4 * MIB
+    async with trio.open_nursery() as nursery:
+        bench.reader.nursery = nursery
+        await bench.read_all(end=3 * MIB)
+        with pytest.raises(Unavailable):
+            await bench.reader.read("pack/0", 12 * MIB, 1000, SIZE)
+        bench.store.broken_from = SIZE
+        await bench.read_all()
+        with pytest.raises(ObjectMissing):
+            await bench.reader.read("pack/9", 0, 1000, SIZE)
+
+
+async def test_a_cancelled_reader_leaves_nothing_behind_that_others_wait_for(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    del autojump_clock
+    bench = Bench()
+    with trio.move_on_after(0.5):
+        await bench.reader.read("pack/0", 0, 1000, SIZE)
+    with trio.fail_after(60):
+        await bench.read_all(end=2 * MIB)
