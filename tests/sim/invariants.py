@@ -30,7 +30,7 @@ def check_state(state: EngineState) -> None:
     _check_extents(state)
     _check_pieces(state)
     _check_packs(state.committed)
-    if state.base is not None:
+    if state.base is not None and state.base.head.op_seq > state.committed.head.op_seq:
         _check_base(state, state.base)
 
 
