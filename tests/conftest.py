@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
 from collections.abc import Iterator
 
+import botocore.loaders
+import botocore.session
 import pytest
 
 from tests.servers import MotoServer, SeaweedServer
 
 PACKAGE_LOGGER = "s3fs_banyan"
 
+_BY_TEST = {"kernel", "semantics", "sim"}
+"""Suites of slow tests, which go to the workers of a parallel run one by one, and first."""
+
 
 @pytest.fixture(scope="session")
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedServer]:
-    """One SeaweedFS server for the whole run; take a `bucket()` of it for each test."""
+    """One SeaweedFS server for all tests of this process; take a `bucket()` of it for each."""
     with SeaweedServer(tmp_path_factory.mktemp("seaweedfs")) as server:
+        gc.freeze()
         yield server
 
 
 @pytest.fixture(scope="session")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
-    """One moto server for the whole run; take a `bucket()` of it for each test."""
+    """One moto server for all tests of this process; take a `bucket()` of it for each."""
     with MotoServer(tmp_path_factory.mktemp("moto")) as server:
+        gc.freeze()
         yield server
 
 
@@ -38,6 +46,15 @@ def _own_environment() -> Iterator[None]:
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("AWS_CONFIG_FILE", os.devnull)
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_loader() -> Iterator[None]:
+    """Read botocore's description of S3 once, not for every client: that is 80 ms of work."""
+    with pytest.MonkeyPatch.context() as patch:
+        once = functools.cache(botocore.loaders.create_loader)
+        patch.setattr(botocore.session, "create_loader", once)
         yield
 
 
@@ -72,6 +89,25 @@ def _collect_garbage() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """Take all that was imported out of the collector's sight: a collection is then cheap."""
+    """Take all that was imported out of the collector's sight: a collection is then cheap.
+
+    The fixtures above do the same again, for the SDK's description of S3.
+    """
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)  # before the plugin that reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say what may run beside what in a parallel run (`--dist loadgroup`), longest first.
+
+    A test that shares a mount with its module, or is quick, goes to one worker with its module.
+    """
+    for item in items:
+        if not _goes_alone(item) or "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+    items.sort(key=_goes_alone, reverse=True)
+
+
+def _goes_alone(item: pytest.Item) -> bool:
+    return item.path.parent.name in _BY_TEST

@@ -7,7 +7,6 @@ from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.layers import MeterLayer, RequestObserver, RetryLayer
 from s3fs_banyan.remote.local import LocalStore
 from s3fs_banyan.remote.options import StoreOptions, StoreUrl, parse_store_url
-from s3fs_banyan.remote.s3 import S3Store
 
 
 def open_store(
@@ -31,6 +30,9 @@ def open_store(
 def _bare_store(url: StoreUrl, options: StoreOptions, *, create: bool) -> RemoteFileSystem:
     if url.scheme == "file":
         return LocalStore(url.directory, create=create)
+    # Here and not above: the SDK takes a quarter of the start of every command to import.
+    from s3fs_banyan.remote.s3 import S3Store
+
     return S3Store(url.bucket, url.prefix, options)
 
 
