@@ -1,9 +1,10 @@
 """A proxy before an S3 server, in a process of its own: counts requests, cuts the line.
 
 The process answers commands, one a line, on its standard input: `pass`, `refuse` (connections are
-closed at once), `stall` (nothing is passed on, nothing is answered) and `requests` (all request
-lines so far, as JSON). A process of its own, because a test that waits in a page fault of its
-mount holds the interpreter's lock that a thread here would need.
+closed at once), `stall` (nothing is passed on, nothing is answered), `stalled` (how many requests
+wait for an answer) and `requests` (all request lines so far, as JSON). A process of its own,
+because a test that waits in a page fault of its mount holds the interpreter's lock that a thread
+here would need.
 """
 
 from __future__ import annotations
@@ -61,6 +62,10 @@ class Proxy:
         lines: list[str] = json.loads(self._ask("requests"))
         return [line for line in lines if line.split(" ")[0] in methods]
 
+    def stalled(self) -> int:
+        """Return how many requests wait for an answer that does not come."""
+        return int(self._ask("stalled"))
+
     def _ask(self, command: str) -> str:
         assert self._process is not None
         assert self._process.stdin is not None
@@ -83,6 +88,7 @@ class _Line:
     requests: list[str] = field(default_factory=list)
     scopes: set[trio.CancelScope] = field(default_factory=set)
     """One around each connection."""
+    stalled: int = 0
 
     def become(self, mode: Mode) -> None:
         """Change, and cut what is under way."""
@@ -104,7 +110,12 @@ class _Line:
 
     async def _connect(self, client: trio.SocketStream) -> None:
         if self.mode == "stall":
-            await trio.sleep_forever()
+            await client.receive_some(1)  # the request has come, not only the connection
+            self.stalled += 1
+            try:
+                await trio.sleep_forever()
+            finally:
+                self.stalled -= 1
         server = await trio.open_tcp_stream(self.host, self.port)
         async with server, trio.open_nursery() as nursery:
             nursery.start_soon(self._copy, client, server, True, nursery)
@@ -143,6 +154,8 @@ async def _main(upstream: str) -> None:
         while command := (await trio.to_thread.run_sync(sys.stdin.readline)).strip():
             if command == "requests":
                 answer = json.dumps(line.requests)
+            elif command == "stalled":
+                answer = str(line.stalled)
             else:
                 line.become(cast("Mode", command))
                 answer = command
