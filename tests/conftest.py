@@ -7,17 +7,16 @@ import gc
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import botocore.loaders
 import botocore.session
 import pytest
 
+from tests.lanes import make_scheduler
 from tests.servers import MotoServer, SeaweedServer
 
 PACKAGE_LOGGER = "s3fs_banyan"
-
-_BY_TEST = {"kernel", "semantics", "sim"}
-"""Suites of slow tests, which go to the workers of a parallel run one by one, and first."""
 
 
 @pytest.fixture(scope="session")
@@ -97,17 +96,7 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin that reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say what may run beside what in a parallel run (`--dist loadgroup`), longest first.
-
-    A test that shares a mount with its module, or is quick, goes to one worker with its module.
-    """
-    for item in items:
-        if not _goes_alone(item) or "shared" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group(item.location[0]))
-    items.sort(key=_goes_alone, reverse=True)
-
-
-def _goes_alone(item: pytest.Item) -> bool:
-    return item.path.parent.name in _BY_TEST
+@pytest.hookimpl(optionalhook=True)  # without the plugin for parallel runs nobody asks
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:  # noqa: ANN401  # its
+    """Let a parallel run (`--dist loadscope`) hand out what belongs together."""
+    return make_scheduler(config, log) if config.getvalue("dist") == "loadscope" else None
