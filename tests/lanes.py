@@ -16,6 +16,7 @@ ONE_BY_ONE = frozenset({"kernel", "semantics", "sim"})
 
 TOGETHER = frozenset(
     {
+        "tests/kernel/test_differential.py",
         "tests/kernel/test_files.py",
         "tests/kernel/test_names.py",
         "tests/semantics/test_not_there.py",
