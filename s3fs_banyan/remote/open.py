@@ -20,7 +20,6 @@ from s3fs_banyan.remote.local import LocalStore
 from s3fs_banyan.remote.options import StoreOptions, StoreUrl, parse_store_url
 from s3fs_banyan.remote.pacer import Pacer, PacingOptions
 from s3fs_banyan.remote.pacing import PacingLayer, PacingObserver
-from s3fs_banyan.remote.s3 import S3Store
 from s3fs_banyan.remote.s3_integrity import VerificationObserver
 from s3fs_banyan.remote.traffic import Traffic
 
@@ -104,6 +103,9 @@ def open_bare_store(
         return _azure_store(url, options)
     if url.scheme == "gs":
         return _google_store(url, options)
+    # Here and not above: the SDK takes a quarter of the start of every command to import.
+    from s3fs_banyan.remote.s3 import S3Store
+
     return S3Store(url.bucket, url.prefix, options, observer=verified)
 
 

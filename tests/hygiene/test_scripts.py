@@ -47,6 +47,28 @@ def test_steps_that_succeed_end_with_success() -> None:
     assert done.returncode == 0
 
 
+def test_a_step_beside_the_others_is_shown_whole_and_counts() -> None:
+    """Two outputs that are mixed cannot be read; a failure that is not counted is not seen."""
+    done = _bash(
+        "beside early bash -c 'echo first; sleep 0.2; echo second; exit 3'\n"
+        "step one echo between\njoin_beside\nfinish_steps\n"
+    )
+    assert done.returncode == 3
+    assert done.stdout.index("between") < done.stdout.index("first\nsecond\n")
+    assert "FAILED (3)" in done.stdout
+    done = _bash("beside early true\nstep one bash -c 'exit 4'\njoin_beside\nfinish_steps\n")
+    assert done.returncode == 4
+    assert done.stdout.count("FAILED") == 2  # the headline of the one that did, and the report
+
+
+def test_a_step_beside_the_others_ends_with_the_script() -> None:
+    """An interrupted gate must not leave a type checker behind that slows the next one down."""
+    child = "(sleep 20; echo survived >&9) & wait"
+    done = _bash(f"exec 9>&1\nbeside early bash -c '{child}'\nexit 9\n")
+    assert done.returncode == 9
+    assert done.stdout == ""
+
+
 @pytest.mark.parametrize("missing", ["fusermount3", "gcc", "pkg-config", "git"])
 def test_a_missing_program_is_named_by_its_package(tmp_path: Path, missing: str) -> None:
     """A fresh machine gets everything in one go, not one thing a run."""

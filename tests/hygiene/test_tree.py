@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import lanes
 from tests.hygiene import rules, tree
 
 
@@ -121,3 +123,21 @@ def test_every_failpoint_is_declared_once_and_passed() -> None:
     names_passed = {constants.get(argument, argument.strip("'\"")) for argument in passed}
     assert [name for name, count in declared.items() if count > 1] == []
     assert names_passed == set(declared)
+
+
+def test_modules_whose_tests_share_a_mount_stay_together() -> None:
+    """Taken apart, every worker of a parallel run would make a mount for one test after the other.
+
+    The other way round, a module that need not stay together holds a worker up to the end.
+    """
+    shares = re.compile(r"^def test_\w+\([^)]*\b(shared|tree): ", re.MULTILINE)
+    found = {
+        str(path)
+        for path in tree.python_files()
+        if path.parts[0] == "tests" and path.parts[1] in lanes.ONE_BY_ONE
+        if shares.search(tree.text(path))
+    }
+    assert found == lanes.TOGETHER
+    assert {lanes.unit_of_work(f"{path}::test_it[a::b]") for path in found} == found
+    assert lanes.unit_of_work("tests/unit/test_x.py::test_it") == "tests/unit/test_x.py"
+    assert lanes.unit_of_work("tests/sim/test_x.py::test_it") == "tests/sim/test_x.py::test_it"

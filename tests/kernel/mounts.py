@@ -7,7 +7,10 @@ of every failure. Daemons are ended by pid.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -20,11 +23,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
+from unittest import mock
 
 import yaml
 
 from s3fs_banyan.app.control import control_path
+from s3fs_banyan.cli import main as program
 from s3fs_banyan.kernel import mount_source
+from s3fs_banyan.observe.log import ROOT as LOG_ROOT
 from tests.servers import ObjectServer
 
 READY_WITHIN_S = 60.0
@@ -57,30 +63,37 @@ class Volume:
     small: bool = True
     """Whether `SMALL` is what the settings are laid over, or the program's own defaults."""
 
-    def command(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command of the program that is no mount."""
-        done = subprocess.run(
-            [*PROGRAM, *arguments],
-            env=os.environ | self.environment,
-            capture_output=True,
-            text=True,
-            timeout=END_WITHIN_S,
-            check=False,
-        )
-        if check and done.returncode:
-            raise MountError(
-                f"{arguments} ended with {done.returncode}: {done.stdout}{done.stderr}"
-            )
-        return done
-
     def mkfs(self) -> Self:
         """Make the volume."""
-        self.command("mkfs", self.url, "--config", str(self.write_config("mkfs")))
+        self._run_here("mkfs")
         return self
 
     def check(self) -> None:
         """The checker finds nothing wrong with any object of the volume."""
-        self.command("check", self.url, "--config", str(self.write_config("check")))
+        self._run_here("check")
+
+    def _run_here(self, command: str) -> None:
+        """Run a command in this process: a new one works half a second before it begins.
+
+        Raises `MountError` if it fails. Not for threads, as the environment is the process's.
+        """
+        words = [command, self.url, "--config", str(self.write_config(command))]
+        said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="surrogateescape")
+        log = logging.getLogger(LOG_ROOT)
+        level = log.level
+        log.setLevel(logging.CRITICAL + 1)  # as the command does: an error is said once
+        try:
+            with (
+                mock.patch.dict(os.environ, self.environment),
+                contextlib.redirect_stdout(said),
+                contextlib.redirect_stderr(said),
+            ):
+                code = program._run(words)
+        finally:
+            log.setLevel(level)
+        if code:
+            said.seek(0)
+            raise MountError(f"{command} ended with {code}: {said.read()}")
 
     def write_config(self, name: str, settings: Settings | None = None) -> Path:
         """Write a configuration file and return its path."""

@@ -2,9 +2,10 @@
 
 The process answers commands, one a line, on its standard input: `pass`, `refuse` (connections are
 closed at once), `stall` (nothing is passed on, nothing is answered), `slow N` (N bytes a second of
-each connection towards the server), `sent` (bytes towards the server so far) and `requests` (all
-request lines so far, as JSON). A process of its own, because a test that waits in a page fault of
-its mount holds the interpreter's lock that a thread here would need.
+each connection towards the server), `sent` (bytes towards the server so far), `stalled` (how many
+requests wait for an answer) and `requests` (all request lines so far, as JSON). A process of its
+own, because a test that waits in a page fault of its mount holds the interpreter's lock that a
+thread here would need.
 """
 
 from __future__ import annotations
@@ -70,6 +71,10 @@ class Proxy:
         """Return how many bytes went towards the server so far, headers included."""
         return int(self._ask("sent"))
 
+    def stalled(self) -> int:
+        """Return how many requests wait for an answer that does not come."""
+        return int(self._ask("stalled"))
+
     def _ask(self, command: str) -> str:
         assert self._process is not None
         assert self._process.stdin is not None
@@ -94,6 +99,7 @@ class _Line:
     bytes_per_s: int = 0
     scopes: set[trio.CancelScope] = field(default_factory=set)
     """One around each connection."""
+    stalled: int = 0
 
     def become(self, mode: Mode) -> None:
         """Change, and cut what is under way."""
@@ -115,7 +121,12 @@ class _Line:
 
     async def _connect(self, client: trio.SocketStream) -> None:
         if self.mode == "stall":
-            await trio.sleep_forever()
+            await client.receive_some(1)  # the request has come, not only the connection
+            self.stalled += 1
+            try:
+                await trio.sleep_forever()
+            finally:
+                self.stalled -= 1
         server = await trio.open_tcp_stream(self.host, self.port)
         async with server, trio.open_nursery() as nursery:
             nursery.start_soon(self._copy, client, server, True, nursery)
@@ -163,6 +174,8 @@ async def _main(upstream: str) -> None:
             elif command.startswith("slow "):
                 line.bytes_per_s = int(command.removeprefix("slow "))
                 answer = command
+            elif command == "stalled":
+                answer = str(line.stalled)
             else:
                 line.become(cast("Mode", command))
                 answer = command

@@ -37,10 +37,17 @@ def in_s3(make_s3_volume: Callable[..., Volume]) -> Iterator[Background]:
 
 
 def _objects(command: Background) -> dict[str, tuple[int, bytes]]:
-    """Every object of a store in a directory, its time included."""
+    """Every object of a store in a directory, its time included.
+
+    Of the note that a living writer renews every half minute, only whose it is.
+    """
     root = Path(command.volume.url.removeprefix("file://"))
     files = [path for path in root.rglob("*") if path.is_file()]
-    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    found = {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    note = str(root / "writer")
+    if note in found:
+        found[note] = (0, json.loads(found[note][1])["writer"].encode())
+    return found
 
 
 def _s3_objects(server: SeaweedServer, bucket: str) -> list[tuple[object, ...]]:

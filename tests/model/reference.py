@@ -89,15 +89,15 @@ class ReferenceFS:
     def nlinks(self) -> dict[int, int]:
         """Count the links of all inodes."""
         found = dict.fromkeys(self.nodes, 0)
-        below = dict.fromkeys(self.nodes, 0)
-        for ino, node in self.nodes.items():
-            for child, _ in node.names.values():
+        directories = set(self.directories())
+        below = dict.fromkeys(directories, 0)
+        for ino in directories:
+            for child, _ in self.nodes[ino].names.values():
                 found[child] += 1
-                below[ino] += self.nodes[child].is_directory
-        for ino, node in self.nodes.items():
-            if node.is_directory:
-                linked = ino == ROOT_INO or found[ino]
-                found[ino] = 2 + below[ino] if linked else 0
+                below[ino] += child in directories
+        for ino in directories:
+            linked = ino == ROOT_INO or found[ino]
+            found[ino] = 2 + below[ino] if linked else 0
         return found
 
     def row(self, ino: int, nlink: int) -> tuple[int, ...]:

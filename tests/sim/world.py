@@ -16,11 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import ClassVar, Final
+from unittest import mock
 
 import trio
 import trio.testing
 
 from s3fs_banyan.app.engine import Engine, open_engine
+from s3fs_banyan.commit import space
 from s3fs_banyan.commit.classes import ClassPolicy, Rule
 from s3fs_banyan.commit.context import Context, EngineSettings
 from s3fs_banyan.commit.local import LocalDirectory
@@ -589,7 +591,9 @@ def run_world(
     scheduler._r.seed(f"{seed}/scheduler")
     gc.freeze()
     try:
-        trio.run(drive, world, clock=trio.testing.MockClock(autojump_threshold=0))
+        # A ballast of full size in RAM would be a quarter of the work of a world.
+        with mock.patch.object(space, "BALLAST_BYTES_MAX", 64 << 10):
+            trio.run(drive, world, clock=trio.testing.MockClock(autojump_threshold=0))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True, exist_ok=True)
