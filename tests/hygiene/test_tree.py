@@ -139,5 +139,6 @@ def test_modules_whose_tests_share_a_mount_stay_together() -> None:
     }
     assert found == lanes.TOGETHER
     assert {lanes.unit_of_work(f"{path}::test_it[a::b]") for path in found} == found
-    assert lanes.unit_of_work("tests/unit/test_x.py::test_it") == "tests/unit/test_x.py"
-    assert lanes.unit_of_work("tests/sim/test_x.py::test_it") == "tests/sim/test_x.py::test_it"
+    quick, slow = "tests/unit/test_cli.py", "tests/sim/test_disk.py::test_it"
+    assert lanes.unit_of_work(f"{quick}::test_it") == quick
+    assert lanes.unit_of_work(slow) == slow
