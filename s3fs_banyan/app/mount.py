@@ -287,7 +287,7 @@ def _worker_setup(request: MountRequest, ctx: Context) -> dict[str, object]:
         "uploads": config.storage.remote.uploads,
         "log_level": config.log.level,
         "log_format": config.log.format,
-        "nice": 5,
+        "nice": 10,
         "cipher": ctx.cipher.plain_values() if ctx.cipher else None,
     }
 

@@ -120,6 +120,9 @@ def options(description: str, **defaults: float | str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True, help="results, without suffix")
     parser.add_argument("--directory", type=Path, help="server's and mount's data (default: /tmp)")
+    parser.add_argument(
+        "--server-directory", type=Path, help="the server's data, for a store on another disk"
+    )
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     return parser.parse_args()
@@ -143,7 +146,19 @@ def session(
     results = Results(title=title, out=chosen.out)
     try:
         with ExitStack() as stack:
-            server = stack.enter_context(SeaweedServer(directory / "server"))
+            place_of_server = directory / "server"
+            if chosen.server_directory is not None:
+                results.facts["the server's data"] = "not on the disk of the mount"
+                place_of_server = Path(
+                    stack.enter_context(
+                        tempfile.TemporaryDirectory(
+                            prefix="campaign-",
+                            dir=chosen.server_directory,
+                            ignore_cleanup_errors=True,
+                        )
+                    )
+                )
+            server = stack.enter_context(SeaweedServer(place_of_server))
             line = stack.enter_context(proxy(server)) if proxy else None
             url = line.endpoint_url if line else ""
             volume = s3_volume(server, directory, small=False, endpoint_url=url)
