@@ -495,14 +495,14 @@ class Committer:
         self, seconds: float, why: str, frozen: int | Literal[False] | None
     ) -> None:
         """Wait before the store is tried again; local cuts are made as they become due."""
-        until_ns = self._ctx.runtime.monotonic_ns() + int(seconds * 1e9)
-        while (left_ns := until_ns - self._ctx.runtime.monotonic_ns()) > 0:
+        until_s = trio.current_time() + seconds
+        while (left_s := until_s - trio.current_time()) > 0:
             if self._local.is_due():
                 if frozen is not False:
                     await self._local.cut(frozen=frozen, forget_gone=self.has_epoch)
                 elif self._away_s() >= self._ctx.settings.commit_interval_s:
                     raise _StoreAway(f"the store is away ({why})")
-            await trio.sleep(min(left_ns / 1e9, _LOCAL_CUT_LOOK_S))
+            await trio.sleep(min(left_s, _LOCAL_CUT_LOOK_S))
 
     async def _fenced(self, error: Fenced) -> None:
         """A newer epoch owns the volume: publish nothing more, keep everything, say where."""

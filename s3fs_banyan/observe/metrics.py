@@ -382,13 +382,7 @@ class Metrics:
         self.commit_interval_seconds = _gauge(of["commit_interval_seconds"])
 
         self.store_reachable = _gauge(of["store_reachable"])
-        self.read_hits = {tier: _counter(of["read_hits_total"], tier) for tier in READ_TIERS}
-        self.read_bytes = {tier: _counter(of["read_bytes_total"], tier) for tier in READ_TIERS}
-        self.cache_misses = {tier: _counter(of["cache_misses_total"], tier) for tier in CACHE_TIERS}
-        self.cache_bytes = {tier: _gauge(of["cache_bytes"], tier) for tier in CACHE_TIERS}
-        self.cache_evictions = {
-            tier: _counter(of["cache_evictions_total"], tier) for tier in CACHE_TIERS
-        }
+        self._bind_reads()
 
         self.fenced = _gauge(of["fenced"])
         self.read_only = _gauge(of["read_only"])
@@ -398,6 +392,16 @@ class Metrics:
         self.backpressure_wait_seconds = _counter(of["backpressure_wait_seconds_total"])
         self.local_disk_free_bytes = _gauge(of["local_disk_free_bytes"])
         self.worker_restarts = _counter(of["worker_restarts_total"])
+
+    def _bind_reads(self) -> None:
+        of = self._families
+        self.read_hits = {tier: _counter(of["read_hits_total"], tier) for tier in READ_TIERS}
+        self.read_bytes = {tier: _counter(of["read_bytes_total"], tier) for tier in READ_TIERS}
+        self.cache_misses = {tier: _counter(of["cache_misses_total"], tier) for tier in CACHE_TIERS}
+        self.cache_bytes = {tier: _gauge(of["cache_bytes"], tier) for tier in CACHE_TIERS}
+        self.cache_evictions = {
+            tier: _counter(of["cache_evictions_total"], tier) for tier in CACHE_TIERS
+        }
 
     def fuse_request(self, operation: str) -> FuseRequest:
         """Return the series of one kind of request, to be kept by the caller."""

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from s3fs_banyan.errors import AlreadyExists, Misconfigured, TransferCorrupt
+from s3fs_banyan.errors import AlreadyExists, Denied, Misconfigured, TransferCorrupt
 from s3fs_banyan.remote.s3 import S3Store
 
 Answer = tuple[Literal["yes", "no", "unclear"], str]
@@ -91,7 +91,7 @@ def _customer_key(store: S3Store, at: Callable[[str], str], put: Put) -> Answer:
         return "no", "the headers were ignored"
     try:
         store.read(at("sse-c"))
-    except Misconfigured:
+    except (Denied, Misconfigured):
         return "yes", ""
     return "no", "the object was read without its key"
 

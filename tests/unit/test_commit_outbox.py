@@ -443,7 +443,8 @@ class Line:
         self.store.write = self._timed_write  # type: ignore[method-assign,assignment]
         self.store.upload_part = self._timed_part  # type: ignore[method-assign]
 
-    def _timed_write(self, path: str, data: bytes) -> FileMeta:
+    def _timed_write(self, path: str, data: bytes, *, storage_class: str = "") -> FileMeta:
+        assert not storage_class
         self.puts += 1
         self.now_s += len(data) / self.bytes_per_s
         return self._write(path, data)

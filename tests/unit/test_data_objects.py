@@ -94,7 +94,7 @@ async def test_a_sequence_is_read_ahead_in_several_ranges_and_nothing_twice(
         await bench.read_all()
         spent_s = trio.current_time() - begin
     assert sum(length for _, length in bench.store.ranges) == SIZE
-    assert bench.runtime.most == 4
+    assert 3 <= bench.runtime.most <= 4
     assert spent_s < len(bench.store.ranges) * 2 / 3
 
 
