@@ -45,6 +45,7 @@ _COMMIT_BYTES = 32_768  # of the last segment, for the records without which not
 _HEAD_BYTES_MAX = 8192  # a symbolic link of the longest name and target takes 4,450
 _GATHER_NS = 1_000_000
 _SPARES_URGENT = 2
+_SPARES_LEAN = 4
 _BUSY_NS = 200_000_000
 
 
@@ -146,6 +147,8 @@ class Journal:
         """Bytes of records in segments that no commit has freed yet."""
         self.rewrites = 0
         """How often records were rewritten elsewhere: a snapshot from before has old positions."""
+        self.is_lean = False
+        """Keep few spare segments: the store is away, and the disk is needed for what lives."""
         self.disk_full = False
         """No new segment can be made: other files fill the local disk."""
 
@@ -405,7 +408,7 @@ class Journal:
         """Keep filled spare segments ready; ends only by cancellation."""
         failed = False
         while True:
-            while len(self._spares) < max(self._settings.spares, self._spares_needed):
+            while len(self._spares) < max(self._spares_wanted(), self._spares_needed):
                 if len(self._spares) >= _SPARES_URGENT and self._is_busy():
                     await trio.sleep(_BUSY_NS / 1e9)
                     continue
@@ -430,6 +433,9 @@ class Journal:
             self._spare_wanted = trio.Event()
             with trio.move_on_after(1.0 if self.disk_full or failed else 60.0):
                 await self._spare_wanted.wait()
+
+    def _spares_wanted(self) -> int:
+        return min(self._settings.spares, _SPARES_LEAN) if self.is_lean else self._settings.spares
 
     def _is_busy(self) -> bool:
         """Tell whether bytes pour in just now: filling a segment would slow them down."""
@@ -485,12 +491,18 @@ class Journal:
                 continue
             del self._segments[segment.number]
             self.backlog_bytes -= segment.end - SEGMENT_HEADER_BYTES
-            if segment.bad or len(self._spares) >= self._settings.spares_max:
-                segment.file.close()
-                self._disk.unlink(segment.path)
-            else:
-                self._spares.append((segment.path, segment.file))
+            self._spares.append((segment.path, segment.file))
+            if segment.bad:
+                self._remove_spare(self._spares.pop())
+        most = self._spares_wanted() if self.is_lean else self._settings.spares_max
+        while len(self._spares) > most:
+            self._remove_spare(self._spares.pop())
         self._notify()
+
+    def _remove_spare(self, spare: tuple[Path, DiskFile]) -> None:
+        path, file = spare
+        file.close()
+        self._disk.unlink(path)
 
     @property
     def segment_counts(self) -> tuple[int, int]:
