@@ -29,7 +29,11 @@ def main() -> int:
     chosen = options(__doc__ or "", size=2048, kills=10, seed=1)
     title = f"{chosen.kills} times kill -9 during an upload of {chosen.size} MiB to SeaweedFS"
     with session(
-        title, chosen, settings=SETTINGS, proxy=lambda server: ChaosProxy(server.endpoint_url)
+        title,
+        chosen,
+        settings=SETTINGS,
+        remote={"multipart": "always", "part_size": "8MiB"},
+        proxy=lambda server: ChaosProxy(server.endpoint_url),
     ) as running:
         path = running.mount.path / "large"
         begin = time.monotonic()
