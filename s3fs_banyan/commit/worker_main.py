@@ -157,7 +157,10 @@ def main() -> None:
         reads=Traffic.PREFETCH,  # compaction: nobody waits for a byte of it
     )
     cache = DiskBlockCache(
-        Path(setup["cache"]), setup["cache_bytes"], block_bytes=setup["block_bytes"]
+        Path(setup["cache"]),
+        setup["cache_bytes"],
+        block_bytes=setup["block_bytes"],
+        writes_at_once=True,
     )
     cipher = Cipher.from_plain_values(setup["cipher"]) if setup["cipher"] else None
     transfers = PooledTransfers(int(setup["uploads"]))

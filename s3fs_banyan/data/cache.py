@@ -84,6 +84,8 @@ _PROCESS_SHORT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 class BytesDisk(diskcache.Disk):  # type: ignore[misc]
     """Values are raw files, keys are text. There is no way to pickle or JSON from here."""
 
+    writes_at_once = False
+
     def put(self, key: object) -> tuple[str, bool]:
         """Return the database key of `key`. Raises `TypeError` for what is not text."""
         if type(key) is not str:
@@ -112,7 +114,8 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]
             rest = memoryview(value)
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
-            _begin_writeback(descriptor)
+            if self.writes_at_once:
+                _begin_writeback(descriptor)
         except BaseException:
             Path(path).unlink(missing_ok=True)
             raise
@@ -191,7 +194,7 @@ class _Table(diskcache.Cache):  # type: ignore[misc]
     never shrink without the costly automatic vacuum. `raw` is 1 for text keys.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, writes_at_once: bool) -> None:
         super().__init__(
             str(directory),
             timeout=_BUSY_TIMEOUT_S,
@@ -204,6 +207,7 @@ class _Table(diskcache.Cache):  # type: ignore[misc]
             sqlite_mmap_size=0,  # a file truncated or failing under a mapping is a SIGBUS
             sqlite_synchronous=0,
         )
+        self.disk.writes_at_once = writes_at_once
         self._path = directory / diskcache.core.DBNAME
         self._identity = self._stat()
 
@@ -271,8 +275,12 @@ class DiskBlockCache:
         *,
         block_bytes: int = BLOCK_BYTES,
         on_damage: Callable[[str, int], None] | None = None,
+        writes_at_once: bool = False,
     ) -> None:
         """Open or create the cache in `directory`, which becomes mode 0700.
+
+        `writes_at_once`: blocks go to the disk one by one, not when the kernel likes; for a
+        process that can wait for the disk.
 
         `on_damage(key, index)` is called in the thread of the `get` that found a damaged block;
         it must not raise. Raises `OSError` if the directory cannot be made or entered.
@@ -287,6 +295,7 @@ class DiskBlockCache:
         self._limit = size_bytes
         self._block_bytes = block_bytes
         self._on_damage = on_damage
+        self._writes_at_once = writes_at_once
         self._writing = Lock()
         self._noting = Lock()
         self._batch = min(_STORE_BATCH, size_bytes // charge_of(block_bytes))
@@ -513,7 +522,7 @@ class DiskBlockCache:
         for _ in range(2):
             try:
                 self._blocks.mkdir(mode=0o700, parents=True, exist_ok=True)
-                table = _Table(self._blocks)
+                table = _Table(self._blocks, writes_at_once=self._writes_at_once)
                 table.sweep()
                 self._fit(table)
             except (sqlite3.Error, OSError) as error:
