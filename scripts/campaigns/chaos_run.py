@@ -25,11 +25,17 @@ STORE_AWAY = f"the daemon ended with {ExitCode.STORE.value}"
 
 SETTINGS: dict[str, dict[str, object]] = {
     "commit": {"interval": "5s"},
-    "cache": {"size": "64MiB", "ram_size": "8MiB"},
+    "cache": {"size": "1536MiB", "ram_size": "8MiB"},
     "heartbeat": {"interval": "5s", "stale_after": "30s"},
     "reclaim": {"window": "60s", "hourly": "0s", "grace": "60s", "every": "20s"},
 }
-"""Many commits, reads that reach the store, and much to reclaim: more requests to spoil."""
+"""Many commits, reads that reach the store, and much to reclaim: more requests to spoil.
+
+The cache holds what the load works on, but not the cold files as well. With one of 64 MiB the
+merges of a blackout wait for the store, and after four minutes the load has as many live parts as
+it may have files open.
+"""
+COLD_FILES = 1200
 REMOTE: dict[str, object] = {"connect_timeout": "2s", "read_timeout": "5s", "retry_deadline": "10s"}
 """What stalls costs less time, so more can go wrong in an hour."""
 
@@ -56,7 +62,7 @@ def main() -> int:
     with session(
         title, chosen, *load_options, settings=SETTINGS, remote=REMOTE, proxy=proxy
     ) as running:
-        cold = ColdFiles(directory=running.mount.path / "cold", seed=chosen.seed)
+        cold = ColdFiles(directory=running.mount.path / "cold", seed=chosen.seed, count=COLD_FILES)
         cold.prepare()
         running.mount.sync()
         running.load.start()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from s3fs_banyan.errors import StoreError, Throttled, TransferCorrupt, Unavailable
+from s3fs_banyan.errors import BrokenBody, StoreError, Throttled, TransferCorrupt, Unavailable
 from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.s3 import S3Store
 from tests.chaos.client import ChaosProxy
@@ -32,7 +32,7 @@ _OF_WRITE: dict[str, type[StoreError]] = {
 }
 _OF_READ: dict[str, type[StoreError]] = {
     "answer_reset": Unavailable,
-    "answer_truncated": Unavailable,
+    "answer_truncated": BrokenBody,
     "answer_flipped": TransferCorrupt,
     "wrong_etag": TransferCorrupt,
 }
