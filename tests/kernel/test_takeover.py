@@ -40,7 +40,7 @@ def test_a_writer_that_slept_publishes_nothing_more(
     first.umount()
     (second.path / "new").write_bytes(b"goes on")
     second.sync()
-    assert second.number("commit", "seq") == seq + 1
+    assert second.number("commit", "seq") > seq
     second.umount()
     volume.check()
 
