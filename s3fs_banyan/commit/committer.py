@@ -76,6 +76,9 @@ FP_RECYCLED = register_failpoint("recycled", "step 6 done: the journal is recycl
 _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 30.0
 _LOCAL_CUT_LOOK_S = 1.0
+_GIVE_UP_S = 10.0
+"""So long no attempt must have succeeded before a commit is given up for a local cut. What it has
+sealed and sent is reused (`outbox.py`), so little is lost if the store comes back then."""
 _UPLOADS_AT_ONCE = 4
 
 
@@ -459,7 +462,7 @@ class Committer:
         a person can cure them, and nothing is lost meanwhile. While it waits it makes local
         cuts: beside the commit whose dirty set is `frozen`, if its PUT was started. With
         `frozen=False` there is a commit that no PUT was started for: if a local cut is due and
-        the store has not answered for an interval, it is given up by `_StoreAway`.
+        the store has not answered for a while, it is given up by `_StoreAway`.
         """
         delay_s = _RETRY_FIRST_S
         while True:
@@ -500,7 +503,7 @@ class Committer:
             if self._local.is_due():
                 if frozen is not False:
                     await self._local.cut(frozen=frozen, forget_gone=self.has_epoch)
-                elif self._away_s() >= self._ctx.settings.commit_interval_s:
+                elif self._away_s() >= _GIVE_UP_S:
                     raise _StoreAway(f"the store is away ({why})")
             await trio.sleep(min(left_s, _LOCAL_CUT_LOOK_S))
 
