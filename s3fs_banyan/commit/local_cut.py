@@ -155,8 +155,8 @@ class LocalCutter:
         def write() -> DeltaCounts:
             counts = write_local_delta(cut.snapshot, cut.flip, frozen, forget_gone=forget_gone)
             with base.view() as view:
-                half_dead = [p.id for p in view.packs() if 0 < p.live_bytes * 2 < p.size]
-                add_moves(view, cut.seal_db, half_dead)
+                holed = [p.id for p in view.packs() if 0 < p.live_bytes * 3 < p.size * 2]
+                add_moves(view, cut.seal_db, holed)
             return counts
 
         return await self._ctx.runtime.in_thread(write)
