@@ -76,9 +76,6 @@ FP_RECYCLED = register_failpoint("recycled", "step 6 done: the journal is recycl
 _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 30.0
 _LOCAL_CUT_LOOK_S = 1.0
-_GIVE_UP_S = 10.0
-"""So long no attempt must have succeeded before a commit is given up for a local cut. What it has
-sealed and sent is reused (`outbox.py`), so little is lost if the store comes back then."""
 _UPLOADS_AT_ONCE = 4
 
 
@@ -503,7 +500,7 @@ class Committer:
             if self._local.is_due():
                 if frozen is not False:
                     await self._local.cut(frozen=frozen, forget_gone=self.has_epoch)
-                elif self._away_s() >= _GIVE_UP_S:
+                elif self._away_s() >= self._ctx.settings.give_up_s:
                     raise _StoreAway(f"the store is away ({why})")
             await trio.sleep(min(left_s, _LOCAL_CUT_LOOK_S))
 

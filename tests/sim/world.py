@@ -412,6 +412,7 @@ class Mounted:
                 segment_bytes=dials.segment_bytes, sync_bytes=64 << 10, spares=2, spares_max=4
             ),
             local_cut_bytes=dials.local_cut_bytes,
+            give_up_s=dials.commit_interval_s,
             commit_interval_s=dials.commit_interval_s,
             inline_bytes_max=dials.inline_bytes_max,
             multipart=dials.multipart,
