@@ -69,7 +69,7 @@ class Volume:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of some seconds that met everything: merges, snapshots, rotation, storms."""
+    """A run of eight seconds that met everything: merges, snapshots, rotation, storms."""
     base = tmp_path_factory.mktemp("finished")
     (base / "volume").mkdir()
     cycles: list[str | Path] = [
@@ -82,7 +82,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     cycles += ["--keep-snapshots", "1", "--keep-segments", "2"]
     cycles += ["--report", "json", "--json", base / "report.json"]
-    run(base / "volume", "--log", base / "log", "--duration", "4", *SMALL, *cycles)
+    run(base / "volume", "--log", base / "log", "--duration", "8", *SMALL, *cycles)
     return base
 
 
