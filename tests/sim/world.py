@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import ClassVar, Final
+from typing import ClassVar
 from unittest import mock
 
 import trio
@@ -23,14 +23,13 @@ import trio.testing
 
 from s3fs_banyan.app.engine import Engine, open_engine
 from s3fs_banyan.commit import space
-from s3fs_banyan.commit.classes import ClassPolicy, Rule
+from s3fs_banyan.commit.classes import ClassPolicy
 from s3fs_banyan.commit.context import Context, EngineSettings
 from s3fs_banyan.commit.local import LocalDirectory
 from s3fs_banyan.commit.sealing import Sealing
 from s3fs_banyan.commit.sending import Multipart
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.commit.worker import InlineWorker
-from s3fs_banyan.config.prices import EXAMPLE_PRICES, ClassPrice
 from s3fs_banyan.data.blocks import MemoryBlockCache
 from s3fs_banyan.errors import BanyanFSError, Fenced, StoreError
 from s3fs_banyan.format.commit import CommitFooter
@@ -42,6 +41,7 @@ from s3fs_banyan.observe import Metrics
 from s3fs_banyan.remote.memory import MemoryStore
 from s3fs_banyan.vfs.filesystem import FileSystem
 from tests.model.reference import ReferenceFS
+from tests.sim.classes import CLASSES
 from tests.sim.clients import Client
 from tests.sim.disk import SimDisk, SimDiskHandle
 from tests.sim.history import History, Step
@@ -52,20 +52,6 @@ from tests.sim.store import SimStore, StoreFaults, StoreHandle
 
 _VOLUME = VolumeDescriptor(volume_id="5" * 32, created_ns=BASE_NS, pack_bytes=128 << 10)
 _CIPHER = Cipher(bytes(range(32)), bytes.fromhex(_VOLUME.volume_id))
-
-_CLASSES: Final = ClassPolicy(
-    rules=(
-        Rule(storage_class="ONEZONE_IA", age_s=3.0),
-        Rule(storage_class="STANDARD_IA", path="**", size_min_bytes=1_000, life_s=60.0),
-    ),
-    prices=(
-        EXAMPLE_PRICES[0],
-        ClassPrice(name="ONEZONE_IA", storage=0.0, put=0.0, get=0.0),
-        ClassPrice(name="STANDARD_IA", storage=0.0, put=0.0, get=0.0),
-    ),
-    separate=("*",),
-)
-"""Classes that always pay, so that small worlds have packs of each."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -425,7 +411,7 @@ class Mounted:
             reclaim_grace_s=dials.grace_s,
             reclaim_every_s=dials.every_s,
             checkpoint_commits_max=dials.checkpoint_commits_max,
-            policy=_CLASSES if dials.classes else ClassPolicy(),
+            policy=CLASSES if dials.classes else ClassPolicy(),
         )
         return Context(
             runtime=runtime,
