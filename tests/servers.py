@@ -229,7 +229,7 @@ class SeaweedServer(_Server):
             "-master.volumeSizeLimitMB=1024",
             "-master.telemetry=false",
             f"-volume.port={volume}",
-            "-volume.max=50",
+            "-volume.max=400",
             f"-filer.port={filer}",
             f"-filer.localSocket={self.directory / 'filer.sock'}",
             "-s3",
