@@ -22,14 +22,12 @@ there, and deleted again.
 from __future__ import annotations
 
 import base64
-import hashlib
 import importlib.util
 import os
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Any, Final
 
 import requests
@@ -56,6 +54,7 @@ from s3fs_banyan.errors import (
     TransferCorrupt,
     Unavailable,
 )
+from s3fs_banyan.remote.answers import is_path, md5_of, unix_ns
 from s3fs_banyan.remote.azure_errors import error_of
 from s3fs_banyan.remote.base import Capabilities, FileMeta, check_path, check_range
 from s3fs_banyan.remote.http_session import WholeBodySession
@@ -123,7 +122,7 @@ class AzureStore:
             if found is None:
                 return
             path = str(found.name).removeprefix(self._key_prefix)
-            if not _is_path(path):
+            if not is_path(path):
                 continue  # not ours: a directory marker of another tool
             if path <= last:
                 raise Misconfigured(
@@ -158,7 +157,7 @@ class AzureStore:
         except _RangeBeyondEnd:
             return b""
         if whole and stored.get("md5"):
-            self._check_md5(base64.b64decode(stored["md5"]), _md5(body), f"read {path}")
+            self._check_md5(base64.b64decode(stored["md5"]), md5_of(body), f"read {path}")
         return body
 
     def write(
@@ -170,7 +169,7 @@ class AzureStore:
         storage_class: str = "",
     ) -> FileMeta:
         sent = data if isinstance(data, bytes) else bytes(data)
-        digest = _md5(sent)
+        digest = md5_of(sent)
         what = f"write {path}"
         blob = self._container.get_blob_client(self._key(path))
         with self._translated(what):
@@ -188,7 +187,7 @@ class AzureStore:
             path=path,
             size=len(sent),
             etag=digest.hex(),
-            modified_ns=_unix_ns(answer["last_modified"]),
+            modified_ns=unix_ns(answer["last_modified"]),
             storage_class=storage_class,
         )
 
@@ -246,7 +245,7 @@ class AzureStore:
         """Send a part. One for an upload that is gone is taken, and shows in no list."""
         if number < 1:
             raise ValueError(f"part number {number}: parts are counted from 1")
-        digest = _md5(data)
+        digest = md5_of(data)
         block_id = _block_id(bytes.fromhex(upload_id), number, digest)
         self._stage(path, block_id, data, f"upload part {number} of {path}")
         return digest.hex()
@@ -266,7 +265,7 @@ class AzureStore:
             raise Misconfigured(f"{self.url}: {what}: part {strangers[0]} is not what was sent")
         parts = [(number, bytes.fromhex(etag)) for number, etag in sorted(etags.items())]
         upload = bytes.fromhex(upload_id)
-        whole = f"{_md5(b''.join(digest for _, digest in parts)).hex()}-{len(parts)}"
+        whole = f"{md5_of(b''.join(digest for _, digest in parts)).hex()}-{len(parts)}"
         with self._translated(what):
             self._container.get_blob_client(self._key(path)).commit_block_list(
                 [BlobBlock(_block_id(upload, number, digest)) for number, digest in parts],
@@ -306,14 +305,14 @@ class AzureStore:
                 return
             path = str(found.name).removeprefix(self._key_prefix)
             # A blob of blocks that wait has no bytes and no MD5, and nothing else tells it apart.
-            if found.size or found.content_settings.content_md5 or not _is_path(path):
+            if found.size or found.content_settings.content_md5 or not is_path(path):
                 continue
             for upload, number, _, _ in self._blocks(path, what):
                 if number == 0:
                     yield path, upload.hex(), struct.unpack_from(">Q", upload)[0]
 
     def _stage(self, path: str, block_id: str, data: bytes, what: str) -> None:
-        digest = _md5(data)
+        digest = md5_of(data)
         blob = self._container.get_blob_client(self._key(path))
         with self._translated(what):
             answer = blob.stage_block(
@@ -545,22 +544,6 @@ def _meta_of(path: str, found: BlobProperties) -> FileMeta:
         path=path,
         size=int(found.size),
         etag=etag or str(found.etag).strip('"'),
-        modified_ns=_unix_ns(found.last_modified),
+        modified_ns=unix_ns(found.last_modified),
         storage_class=str(found.blob_tier or ""),
     )
-
-
-def _md5(data: bytes) -> bytes:
-    return hashlib.md5(data, usedforsecurity=False).digest()
-
-
-def _is_path(path: str) -> bool:
-    try:
-        check_path(path)
-    except ValueError:
-        return False
-    return True
-
-
-def _unix_ns(moment: datetime) -> int:
-    return int(moment.replace(microsecond=0).timestamp()) * 10**9 + moment.microsecond * 1000

@@ -20,7 +20,7 @@ from s3fs_banyan.errors import (
     TransferCorrupt,
     Unavailable,
 )
-from s3fs_banyan.remote.s3_errors import retry_after_s
+from s3fs_banyan.remote.answers import error_from, kind_of_status
 
 _KEY = "check the account's key, the SAS token or the role of this identity"
 _RIGHTS = "check that the SAS token or the role allows the call"
@@ -105,28 +105,14 @@ _STATUSES: Final[Mapping[int, tuple[type[StoreError], str]]] = {
     507: (Misconfigured, "the store is full: make room in it"),
 }
 
-_MESSAGE_LENGTH_MAX = 200
-
 
 def error_of(
     code: str, status: int, message: str, headers: Mapping[str, str], what: str
 ) -> StoreError:
     """Return the error for an answer of the store; `what` names the call and its object."""
-    kind, advice = CODES.get(code) or _STATUSES.get(status) or (_by_status(status), "")
+    kind, advice = CODES.get(code) or _STATUSES.get(status) or (kind_of_status(status), "")
     if status == 400 and "contentMD5" in message:  # how azurite says Md5Mismatch
         kind, advice = TransferCorrupt, ""
-    text = f"{what}: {code or f'status {status}'}"
     # Azure's messages go on with request id and time, and for a bad signature with what was signed.
-    if first := message.partition("\n")[0].strip()[:_MESSAGE_LENGTH_MAX]:
-        text += f" ({first})"
-    if advice:
-        text += f": {advice}"
-    if kind is Throttled:
-        return Throttled(text, retry_after_s=retry_after_s(headers))
-    return kind(text)
-
-
-def _by_status(status: int) -> type[StoreError]:
-    if status >= 500 or status == 0:
-        return Unavailable
-    return Misconfigured
+    first = message.partition("\n")[0].strip()
+    return error_from(kind, f"{what}: {code or f'status {status}'}", first, advice, headers)

@@ -17,7 +17,6 @@ There are no multipart uploads: Google has them in its S3 interface only.
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import os
@@ -46,6 +45,7 @@ from s3fs_banyan.errors import (
     TransferCorrupt,
     Unavailable,
 )
+from s3fs_banyan.remote.answers import is_path, md5_of, unix_ns
 from s3fs_banyan.remote.base import Capabilities, FileMeta, check_path, check_range
 from s3fs_banyan.remote.gcs_errors import error_of, missing
 from s3fs_banyan.remote.http_session import WholeBodySession
@@ -98,7 +98,7 @@ class GoogleStore:
                 return
             path = found.name.removeprefix(self._key_prefix)
             # Google begins with `start_offset` itself.
-            if not _is_path(path) or path == start_after:
+            if not is_path(path) or path == start_after:
                 continue
             if path <= last:
                 raise Misconfigured(
@@ -130,7 +130,7 @@ class GoogleStore:
             raise Unavailable(f"{self.url}: read {path}: it was missing a moment ago") from error
         body = sink.getvalue()
         if not asked and blob.md5_hash:
-            self._check_md5(blob.md5_hash, _md5(body), f"read {path}")
+            self._check_md5(blob.md5_hash, md5_of(body), f"read {path}")
         return body
 
     def write(
@@ -142,7 +142,7 @@ class GoogleStore:
         storage_class: str = "",
     ) -> FileMeta:
         sent = data if isinstance(data, bytes) else bytes(data)
-        digest = _md5(sent)
+        digest = md5_of(sent)
         generation = 0 if if_absent else None
         key = self._key(path)
         what = f"write {path}"
@@ -154,7 +154,7 @@ class GoogleStore:
                 path=path,
                 size=int(stored["size"]),
                 etag=digest.hex() if stored.get("md5Hash") else str(stored["etag"]),
-                modified_ns=_unix_ns(datetime.fromisoformat(stored["updated"])),
+                modified_ns=unix_ns(datetime.fromisoformat(stored["updated"])),
                 storage_class=stored.get("storageClass", ""),
             )
 
@@ -168,7 +168,7 @@ class GoogleStore:
         """Write if the object's generation is the number in `etag`, for the probe."""
         key = self._key(path)
         with self._translated(f"write {path}", missing_is_bucket=True):
-            self._upload(key, data, _md5(data), int(etag), "")
+            self._upload(key, data, md5_of(data), int(etag), "")
 
     def _upload(
         self, key: str, data: bytes, md5: bytes, generation: int | None, storage_class: str
@@ -244,7 +244,7 @@ class GoogleStore:
             path=path,
             size=int(blob.size),
             etag=md5 or str(blob.etag),
-            modified_ns=_unix_ns(blob.updated),
+            modified_ns=unix_ns(blob.updated),
             storage_class=str(blob.storage_class or ""),
         )
 
@@ -378,19 +378,3 @@ def _check_answer(request: requests.PreparedRequest, response: requests.Response
         known = response.status_code == 204 or known
     if not known and not is_batch:
         raise Unavailable(f"{request.method}: the answer is not one of Google's")
-
-
-def _md5(data: bytes) -> bytes:
-    return hashlib.md5(data, usedforsecurity=False).digest()
-
-
-def _is_path(path: str) -> bool:
-    try:
-        check_path(path)
-    except ValueError:
-        return False
-    return True
-
-
-def _unix_ns(moment: datetime) -> int:
-    return int(moment.replace(microsecond=0).timestamp()) * 10**9 + moment.microsecond * 1000

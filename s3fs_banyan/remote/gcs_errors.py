@@ -19,7 +19,7 @@ from s3fs_banyan.errors import (
     TransferCorrupt,
     Unavailable,
 )
-from s3fs_banyan.remote.s3_errors import retry_after_s
+from s3fs_banyan.remote.answers import error_from, kind_of_status
 
 _RIGHTS = "check that the role of these credentials allows the call"
 _KEYS = "check the credentials"
@@ -74,24 +74,16 @@ _STATUSES: Final[Mapping[int, tuple[type[StoreError], str]]] = {
 _CORRUPT: Final = ("MD5 hash", "md5Hash", "CRC32C", "crc32c")
 """What the message of a 400 is about when the bytes are not those of the checksum."""
 
-_MESSAGE_LENGTH_MAX = 200
-
 
 def error_of(
     reason: str, status: int, message: str, headers: Mapping[str, str], what: str
 ) -> StoreError:
     """Return the error for an answer of the store; `what` names the call and its object."""
-    kind, advice = REASONS.get(reason) or _STATUSES.get(status) or (_by_status(status), "")
+    kind, advice = REASONS.get(reason) or _STATUSES.get(status) or (kind_of_status(status), "")
     if status == 400 and any(word in message for word in _CORRUPT):
         kind, advice = TransferCorrupt, ""
-    text = f"{what}: {reason or f'status {status}'}"
-    if first := message.partition("\n")[0].strip()[:_MESSAGE_LENGTH_MAX]:
-        text += f" ({first})"
-    if advice:
-        text += f": {advice}"
-    if kind is Throttled:
-        return Throttled(text, retry_after_s=retry_after_s(headers))
-    return kind(text)
+    first = message.partition("\n")[0].strip()
+    return error_from(kind, f"{what}: {reason or f'status {status}'}", first, advice, headers)
 
 
 def missing(message: str, bucket: str, what: str) -> StoreError:
@@ -99,9 +91,3 @@ def missing(message: str, bucket: str, what: str) -> StoreError:
     if "bucket" in message.lower() and "No such object" not in message:
         return Misconfigured(f"bucket {bucket} does not exist: create it or check the name")
     return ObjectMissing(f"{what}: no such object")
-
-
-def _by_status(status: int) -> type[StoreError]:
-    if status >= 500 or status == 0:
-        return Unavailable
-    return Misconfigured

@@ -30,6 +30,7 @@ from s3fs_banyan.errors import (
     TransferCorrupt,
     Unavailable,
 )
+from s3fs_banyan.remote.answers import is_path, unix_ns
 from s3fs_banyan.remote.base import Capabilities, FileMeta, check_path, check_range
 from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.s3_answers import (
@@ -40,9 +41,7 @@ from s3fs_banyan.remote.s3_answers import (
     cut_range,
     etag_of,
     field_of,
-    is_path,
     status_of,
-    unix_ns,
 )
 from s3fs_banyan.remote.s3_client import BODY_BREAKS, from_sdk, make_client
 from s3fs_banyan.remote.s3_errors import error_of

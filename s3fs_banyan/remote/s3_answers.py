@@ -10,12 +10,11 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 from s3fs_banyan.errors import BrokenBody, Unavailable
-from s3fs_banyan.remote.base import check_path
+from s3fs_banyan.remote.answers import unix_ns
 from s3fs_banyan.runtime import monotonic_s
 
 _READ_PIECE_BYTES: Final = 1 << 20
@@ -106,20 +105,6 @@ def cut_range(
             f"{len(body)} bytes"
         )
     return body
-
-
-def is_path(path: str) -> bool:
-    """Tell whether a key is one of ours; other tools leave directory markers."""
-    try:
-        check_path(path)
-    except ValueError:
-        return False
-    return True
-
-
-def unix_ns(moment: datetime) -> int:
-    """Return a time as Unix nanoseconds, exactly."""
-    return int(moment.replace(microsecond=0).timestamp()) * 10**9 + moment.microsecond * 1000
 
 
 def answered_ns(answer: Mapping[str, Any]) -> int | None:

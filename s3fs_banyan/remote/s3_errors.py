@@ -9,7 +9,6 @@ because a conditional write is tried again after that and after nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 from s3fs_banyan.errors import (
@@ -22,6 +21,7 @@ from s3fs_banyan.errors import (
     TransferCorrupt,
     Unavailable,
 )
+from s3fs_banyan.remote.answers import error_from, kind_of_status
 
 _KEYS = "check the access key and the secret key"
 _POLICY = "check that the policy of these credentials allows the call"
@@ -143,41 +143,10 @@ Answers without a body of S3's, such as those of proxies, have the HTTP status a
 404 of that kind does not prove that an object is missing.
 """
 
-_MESSAGE_LENGTH_MAX = 200
-
 
 def error_of(
     code: str, status: int, message: str, headers: Mapping[str, str], what: str
 ) -> StoreError:
     """Return the error for an answer of the store; `what` names the call and its object."""
-    kind, advice = CODES.get(code) or CODES.get(str(status)) or (_by_status(status), "")
-    text = f"{what}: {code or 'no code'}"
-    if message:
-        text += f" ({message[:_MESSAGE_LENGTH_MAX]})"
-    if advice:
-        text += f": {advice}"
-    if kind is Throttled:
-        return Throttled(text, retry_after_s=retry_after_s(headers))
-    return kind(text)
-
-
-def _by_status(status: int) -> type[StoreError]:
-    if status >= 500 or status == 0:
-        return Unavailable
-    return Misconfigured
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that a Retry-After header asks for (RFC 9110, 10.2.3).
-
-    A date is read against the answer's own Date, since the two clocks need not agree.
-    """
-    value = headers.get("retry-after", "").strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        asked = parsedate_to_datetime(value)
-        now = parsedate_to_datetime(headers.get("date", ""))
-        return max(0.0, (asked - now).total_seconds())
-    except (TypeError, ValueError):
-        return None
+    kind, advice = CODES.get(code) or CODES.get(str(status)) or (kind_of_status(status), "")
+    return error_from(kind, f"{what}: {code or 'no code'}", message, advice, headers)
