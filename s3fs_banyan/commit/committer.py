@@ -19,7 +19,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -295,7 +295,7 @@ class Committer:
         while True:
             try:
                 return await self._patiently(
-                    "seal", lambda: self._seal_attempt(cut, counts), frozen=False
+                    "seal", lambda: self._seal_attempt(cut, counts), may_give_up=True
                 )
             except WorkerDied:
                 log.warning("the worker process died while it was sealing: beginning again")
@@ -308,7 +308,7 @@ class Committer:
 
         async def send(pack: SealedPack) -> None:
             try:
-                await self._patiently("upload", lambda: self._worker.upload(pack), frozen=False)
+                await self._patiently("upload", lambda: self._worker.upload(pack), may_give_up=True)
                 self._ctx.metrics.commit_pack_bytes.add(pack.size)
                 self._ctx.runtime.failpoint(FP_PACK_SENT)
             except (WorkerDied, StoreError, _StoreAway) as error:
@@ -335,7 +335,7 @@ class Committer:
         if failure:
             raise failure[0]
         self._ctx.runtime.failpoint(FP_SEALED)
-        body = await self._patiently("seal", self._worker.finish, frozen=False)
+        body = await self._patiently("seal", self._worker.finish, may_give_up=True)
         await self._worker.end()
         self._ctx.metrics.packs_reused.add(body.reused_packs)
         self._ctx.metrics.upload_parts_resumed.add(body.resumed_parts)
@@ -451,15 +451,16 @@ class Committer:
         name: str,
         attempt: Callable[[], Awaitable[T]],
         *,
-        frozen: int | Literal[False] | None = None,
+        frozen: int | None = None,
+        may_give_up: bool = False,
     ) -> T:
         """Repeat an attempt until the store takes it: a store that is away is no error.
 
         Permanent errors of the store (access denied, bucket gone) are waited out, too, loudly:
         a person can cure them, and nothing is lost meanwhile. While it waits it makes local
-        cuts: beside the commit whose dirty set is `frozen`, if its PUT was started. With
-        `frozen=False` there is a commit that no PUT was started for: if a local cut is due and
-        the store has not answered for a while, it is given up by `_StoreAway`.
+        cuts, beside the commit whose dirty set is `frozen` if its PUT was started. A commit that
+        no PUT was started for stands in their way: if it `may_give_up`, `_StoreAway` is raised
+        once a local cut is due and the store has not answered for a while.
         """
         delay_s = _RETRY_FIRST_S
         while True:
@@ -475,7 +476,7 @@ class Committer:
                 self.last_error = text
                 self._state.online = False
                 self._away_since_ns = self._away_since_ns or self._ctx.runtime.monotonic_ns()
-                await self._wait_away(delay_s, text, frozen)
+                await self._wait_away(delay_s, text, frozen, may_give_up=may_give_up)
                 delay_s = min(delay_s * 2, _RETRY_MAX_S)
                 continue
             if self.last_error:
@@ -492,13 +493,13 @@ class Committer:
         return (self._ctx.runtime.monotonic_ns() - self._away_since_ns) / 1e9
 
     async def _wait_away(
-        self, seconds: float, why: str, frozen: int | Literal[False] | None
+        self, seconds: float, why: str, frozen: int | None, *, may_give_up: bool
     ) -> None:
         """Wait before the store is tried again; local cuts are made as they become due."""
         until_s = trio.current_time() + seconds
         while (left_s := until_s - trio.current_time()) > 0:
             if self._local.is_due():
-                if frozen is not False:
+                if not may_give_up:
                     await self._local.cut(frozen=frozen, forget_gone=self.has_epoch)
                 elif self._away_s() >= self._ctx.settings.give_up_s:
                     raise _StoreAway(f"the store is away ({why})")

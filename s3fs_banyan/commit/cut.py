@@ -127,7 +127,7 @@ def _keep_damaged(ctx: Context, state: EngineState, cut: CutTaken, chunks: Seque
     segments = state.journal.segment_files()
     files = [Path(path) for number, path in segments.items() if number in numbers]
     files += [BasePacks(ctx.disk, ctx.local.base_packs).path(key) for key in sorted(keys)]
-    for path in files:
+    for path in (path for path in files if ctx.disk.exists(path)):  # what is lost may be a file
         file = ctx.disk.open(path)
         try:
             (directory / path.name).write_bytes(file.pread(file.size(), 0))

@@ -12,7 +12,6 @@ of recovery. Nothing leaves the machine here, and nobody is told that anything i
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import trio
@@ -32,7 +31,7 @@ from s3fs_banyan.commit.sealing import LocalBody, SealJob
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.commit.worker import Worker, WorkerDied
 from s3fs_banyan.errors import LocalDiskFull, StoreError
-from s3fs_banyan.meta.base import Base, BaseHead, base_files, begin_base
+from s3fs_banyan.meta.base import Base, base_files, begin_base
 from s3fs_banyan.meta.database import open_database
 from s3fs_banyan.meta.delta import DeltaCounts, add_moves, gone_keys, write_local_delta
 from s3fs_banyan.meta.live import HELD
@@ -97,7 +96,7 @@ class LocalCutter:
             body = await self._seal(cut, base)
             ctx.runtime.failpoint(FP_LOCAL_SEALED)
             needed = await self._apply(cut, base, body)
-        except (LocalDiskFull, StoreError, WorkerDied) as error:
+        except (LocalDiskFull, StoreError, WorkerDied, OSError) as error:
             await undo_cut(state, cut)
             return self._put_off(str(error))
         ctx.runtime.failpoint(FP_LOCAL_APPLIED)
@@ -183,13 +182,11 @@ class LocalCutter:
         return body
 
     async def _apply(self, cut: CutTaken, base: Base, body: LocalBody) -> set[int]:
-        head = BaseHead(
+        head = base.head._replace(
             op_seq=cut.op_seq,
             chain=cut.chain,
             number=base.head.number + 1,
             next_pack=base.head.next_pack + max(body.pack_count, 1),
-            origin_op_seq=0,
-            origin_chain=0,
         )
         known = {
             op_seq: chain for op_seq, chain in self._state.cuts.items() if op_seq <= cut.op_seq
@@ -206,10 +203,7 @@ class LocalCutter:
         live = self._state.live
         for table, rows in gone.items():
             for start in range(0, len(rows), DIRTY_ROWS_STEP):
-                some: Sequence[tuple[int | str | bytes, ...]] = rows[
-                    start : start + DIRTY_ROWS_STEP
-                ]
-                live.forget_gone(cut.flip, table, some)
+                live.forget_gone(cut.flip, table, rows[start : start + DIRTY_ROWS_STEP])
                 await trio.lowlevel.checkpoint()
         while not live.move_dirty_some(cut.flip, HELD, DIRTY_ROWS_STEP):
             await trio.lowlevel.checkpoint()

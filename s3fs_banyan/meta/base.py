@@ -176,6 +176,8 @@ def _write_head(connection: apsw.Connection, head: BaseHead) -> None:
         "op_seq": head.op_seq,
         "chain": str(head.chain),
         "next_pack": head.next_pack,
+        "origin_op_seq": head.origin_op_seq,
+        "origin_chain": str(head.origin_chain),
     }
     for name, value in values.items():
         connection.execute(
@@ -220,11 +222,17 @@ def begin_base(path: Path, source: apsw.Connection, origin: Head, *, vfs: str | 
             values = {
                 "base_level": BASE_LEVEL,
                 "volume_id": origin.volume_id,
-                "origin_op_seq": origin.op_seq,
-                "origin_chain": str(origin.chain),
             }
             writer.executemany("INSERT INTO head VALUES (?, ?)", list(values.items()))
-            _write_head(writer, BaseHead(origin.op_seq, origin.chain, 0, 1, 0, 0))
+            first = BaseHead(
+                op_seq=origin.op_seq,
+                chain=origin.chain,
+                number=0,
+                next_pack=1,
+                origin_op_seq=origin.op_seq,
+                origin_chain=origin.chain,
+            )
+            _write_head(writer, first)
             writer.execute("COMMIT").fetchall()
             return Base(path, vfs=vfs, writer=writer)
         except BaseException:
