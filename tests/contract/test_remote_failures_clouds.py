@@ -293,7 +293,7 @@ def test_bytes_that_the_store_has_otherwise_are_corruption(
     for store in stores:
         store.write("x", b"0123456789")
     for module in ("azure", "gcs"):
-        monkeypatch.setattr(f"s3fs_banyan.remote.{module}._md5", lambda data: bytes(16))
+        monkeypatch.setattr(f"s3fs_banyan.remote.{module}.md5_of", lambda data: bytes(16))
     for store in stores:
         with pytest.raises(TransferCorrupt, match="MD5"):
             store.read("x")
