@@ -175,9 +175,10 @@ class StoreHandle:
         return data if length is None or not data else self._perhaps_flipped(path, data)
 
     def _perhaps_flipped(self, path: str, data: bytes) -> bytes:
-        """Flip a bit of a ranged read, once an object: no reader is to meet two in a row."""
+        """Flip a bit of a ranged read, never twice in a row for one object."""
         store = self._store
         if store.rng.random() >= store.faults.flipped_bit or path in store.flipped:
+            store.flipped.discard(path)
             return data
         store.flipped.add(path)
         at = store.rng.randrange(len(data))
