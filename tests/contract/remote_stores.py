@@ -137,8 +137,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RemoteFile
         way = Metrics().store
         made = paced(MeterLayer(made, Requests()), StoreOptions(), way=way)
         made = RetryLayer(made, deadline_s=30, observer=way)
-    elif name == "gcs":  # the emulator hangs up now and then, which is Unavailable, and repeated
-        made = RetryLayer(made, deadline_s=30)
     yield made
     made.close()
 

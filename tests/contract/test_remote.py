@@ -210,7 +210,9 @@ def test_listing_and_deleting_more_than_a_page_of_objects(store: RemoteFileSyste
     assert [meta.path for meta in store.list()] == [paths[0], paths[-1]]
 
 
-@on(ALL)
+# Google's emulator hangs up after each 416 without saying so, and whether the next request is lost
+# by that is a matter of luck: Unavailable, which the layers repeat.
+@on(tuple("gcs+layers" if name == "gcs" else name for name in ALL))
 def test_ranges(store: RemoteFileSystem) -> None:
     data = bytes(range(256)) * 4
     store.write("x", data)
