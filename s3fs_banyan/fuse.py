@@ -21,7 +21,7 @@ from s3fs_banyan.errors import FSError
 from s3fs_banyan.kernel import KernelMount, init_socket
 from s3fs_banyan.model import Attributes
 from s3fs_banyan.observe import FuseRequest, Metrics
-from s3fs_banyan.runtime import monotonic_ns, monotonic_s
+from s3fs_banyan.runtime import let_threads_run, monotonic_ns, monotonic_s
 from s3fs_banyan.vfs.filesystem import BLOCK_BYTES, Caller, Changes, FileSystem
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,9 @@ _SPIN_NS_MIN: Final = 20_000
 _CROWD: Final = 0.4
 """Above this share many callers are at work: they need the processor, and the queue is full."""
 _YIELD_NS: Final = 1_000_000
-"""Other tasks get a turn at least this often while requests keep coming."""
+"""Other tasks and threads get a turn at least this often while requests keep coming."""
+_HAND_OVER_NS: Final = 50_000
+"""Who slept for so long let threads have the interpreter's lock meanwhile."""
 _DOT_ENTRIES: Final = 2
 """readdir positions of "." and ".."; a name's position is its cookie plus this."""
 
@@ -329,16 +331,22 @@ def _caller(ctx: Any) -> Caller:  # noqa: ANN401
     return Caller(ctx.pid, ctx.uid, ctx.gid, ctx.umask)
 
 
-class _RequestWait:
+class _RequestWait(trio.abc.Instrument):
     """How the library's tasks wait for the next request: look first, then sleep.
 
     `pyfuse3` goes through trio's whole scheduler for every request (epoll, lock, wake-up), which
     costs more than most requests do, and on an idle virtual processor the wake-up alone takes
     50 us and more. While requests keep coming, the next one is already there, or comes as soon
     as its caller has got the last answer. So this looks at the descriptor for a while, the
-    longer the more often looking paid of late, and only then waits as the library does. Every
-    task looks again before it reads: another one may have taken the request, and the read
-    would block.
+    longer the more often looking paid of late, and only then waits as the library does. One task
+    does so; others wait as the library does, which keeps count of them and would begin another
+    task for every request if it saw none. Every task looks again before it reads: another one
+    may have taken the request, and the read would block.
+
+    Everything else that the event loop does waits meanwhile, a finished sync included. So all
+    tasks together serve requests for no more than a millisecond between two of its looks at its
+    descriptors, of which it tells this instrument. (Each for a millisecond was tried: hundreds of
+    tasks made pauses of 90 ms.)
     """
 
     def __init__(self, fd: int, sleep: Callable[[], Awaitable[bool]]) -> None:
@@ -346,7 +354,13 @@ class _RequestWait:
         poller.register(fd, select.POLLIN)
         self._poll = poller.poll
         self._sleep = sleep
-        self._yielded_ns = 0
+        self._is_searched = False
+        """Whether a task looks for requests."""
+        self._looks_ns = 0
+        self._handed_over_ns = 0
+        """When threads last had a chance to take the interpreter's lock."""
+        self._looked_ns = 0
+        """When the event loop last looked for what else there is to do."""
         self._paid = 0.0
         """Share of the last searches that found a request: 0 to 1."""
         self._crowd = 0.0
@@ -354,23 +368,48 @@ class _RequestWait:
 
     async def __call__(self) -> bool:
         """Return true if a request is there now, false if the session has ended."""
+        while True:
+            if not self._is_searched:
+                self._is_searched = True
+                try:
+                    if await self._search():
+                        return True
+                finally:
+                    self._is_searched = False
+            if not await self._sleep():
+                return False
+            if self._poll(0):
+                return True
+
+    async def _search(self) -> bool:
+        """Tell whether a request is there, or came while it paid to look for one."""
         poll = self._poll
         while True:
             now_ns = monotonic_ns()
-            if now_ns - self._yielded_ns > _YIELD_NS:
+            if now_ns - self._looked_ns > _YIELD_NS:
                 await trio.lowlevel.checkpoint()
-                self._yielded_ns = now_ns = monotonic_ns()
-            elif poll(0):
+                continue
+            if poll(0):
                 self._crowd += (1.0 - self._crowd) / 32
                 return True
             self._crowd -= self._crowd / 32
-            if self._crowd < _CROWD and self._look(now_ns):
-                return True
-            if not await self._sleep():
-                return False
-            self._yielded_ns = monotonic_ns()
-            if poll(0):
-                return True
+            return self._crowd < _CROWD and self._look(now_ns)
+
+    def before_io_wait(self, timeout: float) -> None:
+        """The loop is about to look, for no longer than `timeout` seconds."""
+        del timeout
+        self._looks_ns = monotonic_ns()
+
+    def after_io_wait(self, timeout: float) -> None:
+        """The loop has looked: serve requests again, after threads had a chance to run."""
+        del timeout
+        now_ns = monotonic_ns()
+        if now_ns - self._looks_ns > _HAND_OVER_NS:
+            self._handed_over_ns = now_ns
+        elif now_ns - self._handed_over_ns > _YIELD_NS:
+            let_threads_run()
+            self._handed_over_ns = now_ns = monotonic_ns()
+        self._looked_ns = now_ns
 
     def is_request_there(self) -> bool:
         """Tell whether a request waits to be read."""
@@ -414,9 +453,11 @@ async def serve(
         library_wait = library["_wait_fuse_readable"]
         wait = library["_wait_fuse_readable"] = _RequestWait(theirs_fd, library_wait)
         operations.let_barriers_gather(wait.is_request_there)
+        trio.lowlevel.add_instrument(wait)
         try:
             await pyfuse3.main(max_tasks=max_tasks)
         finally:
+            trio.lowlevel.remove_instrument(wait)
             library["_wait_fuse_readable"] = library_wait
     finally:
         pyfuse3.close(unmount=False)

@@ -12,6 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar, TypeVarTuple
 
@@ -20,6 +21,7 @@ import trio
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+_HAND_OVER_S = 50e-6
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -93,13 +95,36 @@ class RealRuntime:
         return _BOOT_ID.read_text(encoding="ascii").strip()
 
     async def in_thread(self, fn: Callable[[*Ts], T], *args: *Ts, pool: str = "disk") -> T:
-        return await trio.to_thread.run_sync(fn, *args, limiter=self._limiters[pool])
+        _threads.at_work += 1
+        try:
+            return await trio.to_thread.run_sync(fn, *args, limiter=self._limiters[pool])
+        finally:
+            _threads.at_work -= 1
 
     def failpoint(self, name: str) -> None:
         if name == self._failpoint:
             self._failpoint_passes_left -= 1
             if self._failpoint_passes_left == 0:
                 os._exit(77)
+
+
+@dataclass(slots=True)
+class _Threads:
+    at_work: int = 0
+
+
+_threads = _Threads()
+
+
+def let_threads_run() -> None:
+    """Let go of the interpreter's lock for long enough that a worker thread can take it.
+
+    A busy event loop lets go of it at every system call, but for microseconds, and a thread that
+    was told so needs 50 us and more to wake up; it then finds the lock taken, and may lose this
+    race for tens of milliseconds. Does nothing when no thread of `in_thread` is at work.
+    """
+    if _threads.at_work:
+        time.sleep(_HAND_OVER_S)
 
 
 Sleeper = Callable[[float], Awaitable[None]]

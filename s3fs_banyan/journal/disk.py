@@ -6,7 +6,9 @@ local disk can be made again. Errors are `OSError`, as the kernel gives them.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,10 @@ from typing import Protocol
 
 from s3fs_banyan.errors import ExitCode, Refused
 from s3fs_banyan.format.checksum import Bytes
+from s3fs_banyan.journal.kernel_sync import KernelSync
+from s3fs_banyan.runtime import Runtime
+
+log = logging.getLogger(__name__)
 
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o600
@@ -57,6 +63,13 @@ class Disk(Protocol):
         """Make it with its parents, mode 0700; no error if it is there."""
         ...
 
+    async def datasync(self, files: Sequence[DiskFile], runtime: Runtime) -> None:
+        """Do `datasync` of several files without holding the event loop. Not safe to cancel.
+
+        The files stay open until it returns.
+        """
+        ...
+
     def sync_directory(self, path: Path) -> None: ...
 
     def exists(self, path: Path) -> bool: ...
@@ -68,6 +81,12 @@ class Disk(Protocol):
         ...
 
     def free_bytes(self, directory: Path) -> int: ...
+
+
+def datasync_all(files: Sequence[DiskFile]) -> None:
+    """Sync one after the other; blocks."""
+    for file in files:
+        file.datasync()
 
 
 class RealFile:
@@ -116,6 +135,10 @@ class RealDisk:
 
     sqlite_vfs: str | None = None
 
+    def __init__(self) -> None:
+        self._kernel_sync: KernelSync | None = None
+        self._asked_kernel = False
+
     def open(self, path: Path, *, create: bool = False) -> DiskFile:
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
         return RealFile(os.open(path, flags, _FILE_MODE))
@@ -128,6 +151,22 @@ class RealDisk:
 
     def make_directory(self, path: Path) -> None:
         path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+
+    async def datasync(self, files: Sequence[DiskFile], runtime: Runtime) -> None:
+        if not self._asked_kernel:
+            self._asked_kernel = True
+            try:
+                self._kernel_sync = KernelSync()
+            except OSError as error:
+                log.info(
+                    "syncs go through a thread, the kernel has no asynchronous ones: %s", error
+                )
+        descriptors = [file.fileno for file in files if isinstance(file, RealFile)]
+        if self._kernel_sync is not None and len(descriptors) == len(files):
+            with contextlib.suppress(BlockingIOError):
+                await self._kernel_sync.datasync(descriptors)
+                return
+        await runtime.in_thread(datasync_all, files, pool="fsync")
 
     def sync_directory(self, path: Path) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -32,11 +32,13 @@ from s3fs_banyan.format.record import (
     encode_segment_header,
     peek_record,
 )
-from s3fs_banyan.journal.disk import Disk, DiskFile
+from s3fs_banyan.journal.disk import Disk, DiskFile, datasync_all
 from s3fs_banyan.journal.replay import FoundSegment, RawRecord
 from s3fs_banyan.model import Operation
 from s3fs_banyan.runtime import Runtime
 
+PAGE_BYTES = 4096
+_PADDING = bytes(PAGE_BYTES)
 _FILL_BYTES = 1 << 20
 _INLINE_SYNC_BYTES_MAX = 256 * 1024
 _INLINE_SYNC_NS_MAX = 700_000
@@ -44,6 +46,7 @@ _UNSYNCED_BYTES_MAX = 64 << 20
 _COMMIT_BYTES = 32_768  # of the last segment, for the records without which nothing is freed
 _HEAD_BYTES_MAX = 8192  # a symbolic link of the longest name and target takes 4,450
 _GATHER_NS = 1_000_000
+_FILL_PAUSE_S = 0.01
 _SPARES_URGENT = 2
 _SPARES_LEAN = 4
 _BUSY_NS = 200_000_000
@@ -79,6 +82,26 @@ class Segment:
     end: int
     last_op_seq: int
     bad: bool = False
+    written_to: int = 0
+    """Where what was written ends, padding included: the end of a page."""
+
+    def write(self, *buffers: Bytes) -> int:
+        """Write at the end and move it; returns where. Raises `OSError`, and then `end` stays.
+
+        A page that is entered is written to its end. The file's blocks hold old bytes, so for
+        a part of a page that is no longer in memory the kernel would read the rest of it from
+        the disk first, within the call: once in every 4 KiB of journal.
+        """
+        position = self.end
+        end = position + sum(map(len, buffers))
+        if end > self.written_to:
+            page_end = -(-end // PAGE_BYTES) * PAGE_BYTES
+            self.file.pwritev((*buffers, _PADDING[: page_end - end]), position)
+            self.written_to = page_end
+        else:
+            self.file.pwritev(buffers, position)
+        self.end = end
+        return position
 
 
 class _Unsynced(NamedTuple):
@@ -194,12 +217,12 @@ class Journal:
         if self._unsynced:
             self.synced_seq = self._unsynced[0].op_seq - 1
         else:
-            _datasync_all([segment.file for segment in adopted])
+            datasync_all([segment.file for segment in adopted])
         while len(self._spares) < self._segments_for_unsynced():
-            self._spares.append(self._make_segment())
+            self._spares.append(self._make_segment_now())
         self._copy_unsynced()
         if self._unsynced:
-            _datasync_all([segment.file for segment in self._dirty])
+            datasync_all([segment.file for segment in self._dirty])
             self._note_synced(op_seq)
 
     # --- append --------------------------------------------------------------------------
@@ -238,14 +261,12 @@ class Journal:
         if current.end + size > self._settings.segment_bytes:
             current = self._roll(op_seq, self.chain)
         try:
-            current.file.pwritev((head, data), current.end)
+            position = current.write(head, data)
         except OSError:
             # What is in this segment may still be synced; what comes next goes elsewhere.
             self._observer.journal_sync_failed(current.path)
             current = self._roll(op_seq, self.chain)
-            current.file.pwritev((head, data), current.end)
-        position = current.end
-        current.end = position + size
+            position = current.write(head, data)
         current.last_op_seq = op_seq
         self.backlog_bytes += size
         if not self._dirty or self._dirty[-1] is not current:
@@ -266,8 +287,8 @@ class Journal:
         self._spare_wanted.set()
         self._number += 1
         header = SegmentHeader(self._number, first_op_seq, chain, self.synced_seq, self._volume_id)
-        file.pwritev((encode_segment_header(header),), 0)
-        segment = Segment(path, file, self._number, SEGMENT_HEADER_BYTES, first_op_seq - 1)
+        segment = Segment(path, file, self._number, 0, first_op_seq - 1)
+        segment.write(encode_segment_header(header))
         self._segments[segment.number] = segment
         self._current = segment
         self._dirty.append(segment)
@@ -312,12 +333,12 @@ class Journal:
         begin_ns = self._runtime.monotonic_ns()
         try:
             if inline:
-                _datasync_all(files)
+                datasync_all(files)
             else:
                 done = self._sync_running = trio.Event()
                 try:
                     with trio.CancelScope(shield=True):
-                        await self._runtime.in_thread(_datasync_all, files, pool="fsync")
+                        await self._disk.datasync(files, self._runtime)
                 finally:
                     self._sync_running = None
                     done.set()
@@ -384,9 +405,8 @@ class Journal:
             size = len(record.head) + len(record.data)
             if segment.end + size > self._settings.segment_bytes:
                 segment = self._roll(record.op_seq, record.chain_before)
-            segment.file.pwritev((record.head, record.data), segment.end)
-            moved.append(Appended(record.op_seq, segment.number, segment.end))
-            segment.end += size
+            position = segment.write(record.head, record.data)
+            moved.append(Appended(record.op_seq, segment.number, position))
             segment.last_op_seq = record.op_seq
             self.backlog_bytes += size
         self.on_moved(moved)
@@ -418,8 +438,7 @@ class Journal:
                     self._notify()
                     break
                 try:
-                    with trio.CancelScope(shield=True):
-                        spare = await self._runtime.in_thread(self._make_segment)
+                    spare = await self._make_segment()
                 except OSError as error:
                     # Any other error is a disk that cannot sync: writers wait, nobody gets ENOSPC.
                     self.disk_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
@@ -441,22 +460,46 @@ class Journal:
         """Tell whether bytes pour in just now: filling a segment would slow them down."""
         return self._runtime.monotonic_ns() - self._poured_ns < _BUSY_NS
 
-    def _make_segment(self) -> tuple[Path, DiskFile]:
-        """Fill a file with bytes and sync it with its directory: its blocks never move again."""
-        self._slot += 1
-        path = self._directory / f"segment-{self._slot:06d}"
-        file = self._disk.open(path, create=True)
+    async def _make_segment(self) -> tuple[Path, DiskFile]:
+        """Fill a file with bytes and sync it with its directory: its blocks never move again.
+
+        Piece by piece, each synced: the disk takes all of it as fast as it can, and whoever
+        syncs meanwhile waits behind what was handed over.
+        """
+        path, file = self._new_segment()
         try:
-            block = bytes(min(_FILL_BYTES, self._settings.segment_bytes))
-            for position in range(0, self._settings.segment_bytes, len(block)):
-                file.pwritev((block[: self._settings.segment_bytes - position],), position)
-            file.datasync()
-            self._disk.sync_directory(self._directory)
-        except OSError:
+            for begin in range(0, self._settings.segment_bytes, _FILL_BYTES):
+                end = min(begin + _FILL_BYTES, self._settings.segment_bytes)
+                with trio.CancelScope(shield=True):
+                    await self._runtime.in_thread(self._fill, file, begin, end)
+                if len(self._spares) >= max(_SPARES_URGENT, self._spares_needed):
+                    await trio.sleep(_FILL_PAUSE_S)
+            with trio.CancelScope(shield=True):
+                await self._runtime.in_thread(self._disk.sync_directory, self._directory)
+        except BaseException:
             file.close()
             self._disk.unlink(path)
             raise
         return path, file
+
+    def _make_segment_now(self) -> tuple[Path, DiskFile]:
+        """Do the same in one go; blocks."""
+        path, file = self._new_segment()
+        self._fill(file, 0, self._settings.segment_bytes)
+        self._disk.sync_directory(self._directory)
+        return path, file
+
+    def _new_segment(self) -> tuple[Path, DiskFile]:
+        self._slot += 1
+        path = self._directory / f"segment-{self._slot:06d}"
+        return path, self._disk.open(path, create=True)
+
+    @staticmethod
+    def _fill(file: DiskFile, begin: int, end: int) -> None:
+        """Fill a part of a segment file and sync it; blocks."""
+        for position in range(begin, end, _FILL_BYTES):
+            file.pwritev((bytes(min(_FILL_BYTES, end - position)),), position)
+        file.datasync()
 
     def _notify(self) -> None:
         self._changed.set()
@@ -533,11 +576,6 @@ def read_write_record(file: DiskFile, path: Path, position: int, op_seq: int) ->
     if len(data) != head.data_length or xxh3(data) != head.data_sum:
         raise Corrupt("journal record", str(path), f"checksum of operation {op_seq} differs")
     return data
-
-
-def _datasync_all(files: Sequence[DiskFile]) -> None:
-    for file in files:
-        file.datasync()
 
 
 def _nobody_waits() -> bool:

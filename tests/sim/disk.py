@@ -15,7 +15,8 @@ from random import Random
 from typing import NamedTuple
 
 from s3fs_banyan.format.checksum import Bytes
-from s3fs_banyan.journal.disk import DiskFile
+from s3fs_banyan.journal.disk import DiskFile, datasync_all
+from s3fs_banyan.runtime import Runtime
 
 SECTOR = 512
 _GARBAGE_CHANCE = 0.02
@@ -212,6 +213,9 @@ class SimDiskHandle:
 
     def make_directory(self, path: Path) -> None:
         self._disk.key(path)
+
+    async def datasync(self, files: Sequence[DiskFile], runtime: Runtime) -> None:
+        await runtime.in_thread(datasync_all, files, pool="fsync")
 
     def sync_directory(self, path: Path) -> None:
         self.alive()

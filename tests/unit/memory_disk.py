@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3fs_banyan.format.checksum import Bytes
-from s3fs_banyan.journal.disk import DiskFile
+from s3fs_banyan.journal.disk import DiskFile, datasync_all
+from s3fs_banyan.runtime import Runtime
 
 
 class MemoryFile:
@@ -65,6 +66,9 @@ class MemoryDisk:
 
     def make_directory(self, path: Path) -> None:
         del path
+
+    async def datasync(self, files: Sequence[DiskFile], runtime: Runtime) -> None:
+        await runtime.in_thread(datasync_all, files, pool="fsync")
 
     def sync_directory(self, path: Path) -> None:
         del path

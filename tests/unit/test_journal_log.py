@@ -8,8 +8,8 @@ import pytest
 import trio
 
 from s3fs_banyan.errors import Corrupt
-from s3fs_banyan.format.record import SEGMENT_HEADER_BYTES
-from s3fs_banyan.journal.log import Appended, Journal, JournalSettings, PieceGone
+from s3fs_banyan.format.record import SEGMENT_HEADER_BYTES, WRITE_DATA_OFFSET
+from s3fs_banyan.journal.log import PAGE_BYTES, Appended, Journal, JournalSettings, PieceGone
 from s3fs_banyan.journal.replay import ReplayEnd, replay, segment_files
 from s3fs_banyan.model import (
     NAME_BYTES_MAX,
@@ -71,7 +71,7 @@ class Bench:
         """Begin an empty journal with so many spare segments beside the current one."""
         self.journal.begin(0, 0)
         for _ in range(spares):
-            self.journal._spares.append(self.journal._make_segment())
+            self.journal._spares.append(self.journal._make_segment_now())
         return self.journal
 
     def replayed(self, base: int = 0, chain: int = 0) -> list[Operation]:
@@ -224,7 +224,7 @@ async def test_nobody_is_answered_while_a_failed_sync_waits_for_a_segment() -> N
         await trio.testing.wait_all_tasks_blocked()
         early = [*answered]
         has_room = journal.has_room(0, use_reserve=True)
-        journal._spares.append(journal._make_segment())
+        journal._spares.append(journal._make_segment_now())
         journal._notify()
     assert early == []
     assert not has_room
@@ -260,14 +260,14 @@ async def test_a_rewrite_waits_until_all_of_it_fits() -> None:
     for op in ops:
         journal.append(op)
     assert len(journal._spares) == 0
-    journal._spares.append(journal._make_segment())
+    journal._spares.append(journal._make_segment_now())
     for segment in journal._dirty:
         bench.disk.files[segment.path].failures_left = 1
     async with trio.open_nursery() as nursery:
         nursery.start_soon(journal.wait_synced, journal.last_seq)
         await trio.testing.wait_all_tasks_blocked()
         for _ in range(3):
-            journal._spares.append(journal._make_segment())
+            journal._spares.append(journal._make_segment_now())
         journal._notify()
     bench.disk.power_cut()
     assert bench.replayed() == ops
@@ -311,7 +311,7 @@ def test_the_last_spare_is_kept_for_what_frees_space() -> None:
     segment.end = SEGMENT - 1000
     assert not journal.has_room(0)
     assert journal.has_room(0, use_reserve=True)
-    journal._spares.append(journal._make_segment())
+    journal._spares.append(journal._make_segment_now())
     assert journal.has_room(0)
 
 
@@ -400,19 +400,38 @@ async def test_the_current_segment_is_never_recycled() -> None:
 async def test_stale_records_of_a_recycled_segment_never_follow_new_ones() -> None:
     """The old records stand right behind the new one, intact but for their chain."""
     bench = Bench()
+    length = 15 * PAGE_BYTES - WRITE_DATA_OFFSET  # no padding between them
     journal = bench.begin(spares=1)
     for number in range(6):
-        journal.append(write(number, 60_000))
+        journal.append(write(number, length))
     await journal.wait_synced(6)
     chain, cut = journal.chain, journal.last_seq
     journal.append(Cut(1))
     journal.recycle(cut)
     chain, cut = journal.chain, journal.last_seq
-    ops = [write(100 + n, 60_000) for n in range(4)]
+    ops = [write(100 + n, length) for n in range(4)]
     for op in ops:
         journal.append(op)
     assert len({segment.path for segment in journal._segments.values()}) == 2
     assert bench.replayed(cut, chain) == ops
+
+
+async def test_a_page_of_a_recycled_segment_is_written_whole_when_it_is_entered() -> None:
+    """A part of it would make the kernel read the rest of the old page from the disk first."""
+    bench = Bench()
+    journal = bench.begin(spares=1)
+    for file in bench.disk.files.values():
+        file.data[:] = b"\xff" * SEGMENT
+    journal._roll(1, 0)
+    ends = []
+    for number, length in enumerate((10, 4000, 5000, 3 * PAGE_BYTES, 1, 20_000)):
+        journal.append(write(number, length))
+        data = bench.current().data
+        ends.append(data.rindex(b"\0") + 1)
+        assert ends[-1] % PAGE_BYTES == 0
+        assert data[ends[-1] :] == b"\xff" * (SEGMENT - ends[-1])
+    assert ends == sorted(ends)
+    assert ends[0] == SEGMENT_HEADER_BYTES + PAGE_BYTES
 
 
 def test_a_rotten_record_is_not_served() -> None:
