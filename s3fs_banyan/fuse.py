@@ -21,6 +21,7 @@ from s3fs_banyan.errors import FSError
 from s3fs_banyan.kernel import KernelMount, init_socket
 from s3fs_banyan.model import Attributes
 from s3fs_banyan.observe import FuseRequest, Metrics
+from s3fs_banyan.processors import Processors
 from s3fs_banyan.runtime import let_threads_run, monotonic_ns, monotonic_s
 from s3fs_banyan.vfs.filesystem import BLOCK_BYTES, Caller, Changes, FileSystem
 
@@ -331,6 +332,10 @@ def _caller(ctx: Any) -> Caller:  # noqa: ANN401
     return Caller(ctx.pid, ctx.uid, ctx.gid, ctx.umask)
 
 
+def _do_nothing() -> None:
+    pass
+
+
 class _RequestWait(trio.abc.Instrument):
     """How the library's tasks wait for the next request: look first, then sleep.
 
@@ -349,11 +354,14 @@ class _RequestWait(trio.abc.Instrument):
     tasks made pauses of 90 ms.)
     """
 
-    def __init__(self, fd: int, sleep: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(
+        self, fd: int, sleep: Callable[[], Awaitable[bool]], on_request: Callable[[], None]
+    ) -> None:
         poller = select.poll()
         poller.register(fd, select.POLLIN)
         self._poll = poller.poll
         self._sleep = sleep
+        self._on_request = on_request
         self._is_searched = False
         """Whether a task looks for requests."""
         self._looks_ns = 0
@@ -373,12 +381,14 @@ class _RequestWait(trio.abc.Instrument):
                 self._is_searched = True
                 try:
                     if await self._search():
+                        self._on_request()
                         return True
                 finally:
                     self._is_searched = False
             if not await self._sleep():
                 return False
             if self._poll(0):
+                self._on_request()
                 return True
 
     async def _search(self) -> bool:
@@ -431,9 +441,17 @@ class _RequestWait(trio.abc.Instrument):
 
 
 async def serve(
-    operations: Operations, mount: KernelMount, *, max_tasks: int, on_ready: Callable[[], None]
+    operations: Operations,
+    mount: KernelMount,
+    *,
+    max_tasks: int,
+    on_ready: Callable[[], None],
+    processors: Processors | None = None,
 ) -> None:
-    """Answer the kernel until the volume is unmounted. See `kernel.py` for the INIT exchange."""
+    """Answer the kernel until the volume is unmounted. See `kernel.py` for the INIT exchange.
+
+    `processors` is told of every request; whoever made it lets it run.
+    """
     ours, theirs_fd = init_socket()
     options = {"fsname=s3fs-banyan", "default_permissions"}
     pyfuse3.init(operations, f"/dev/fd/{theirs_fd}", options)
@@ -451,7 +469,9 @@ async def serve(
         # The library looks this name up in its module at each call.
         library = vars(pyfuse3)
         library_wait = library["_wait_fuse_readable"]
-        wait = library["_wait_fuse_readable"] = _RequestWait(theirs_fd, library_wait)
+        wait = library["_wait_fuse_readable"] = _RequestWait(
+            theirs_fd, library_wait, processors.request if processors else _do_nothing
+        )
         operations.let_barriers_gather(wait.is_request_there)
         trio.lowlevel.add_instrument(wait)
         try:

@@ -59,6 +59,7 @@ from s3fs_banyan.fuse import FOREVER_S, Operations, serve
 from s3fs_banyan.journal.disk import DirectoryLock, RealDisk
 from s3fs_banyan.kernel import KernelMount, KernelOptions, check_mountpoint, unmount
 from s3fs_banyan.observe import Metrics, serve_metrics
+from s3fs_banyan.processors import open_processors
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.pacing import share_of
 from s3fs_banyan.runtime import RealRuntime, end_process
@@ -326,7 +327,13 @@ async def _serve_kernel(
         on_ready()
         log.info("mounted %s on %s", request.url, request.mountpoint)
 
-    await serve(operations, mount, max_tasks=config.max_tasks, on_ready=ready)
+    processors = open_processors(config.awake_share)
+    if processors is not None:
+        engine.ctx.metrics.processors_awake_seconds.track(lambda: processors.awake_s)
+        nursery.start_soon(processors.run)
+    await serve(
+        operations, mount, max_tasks=config.max_tasks, on_ready=ready, processors=processors
+    )
     log.info("unmounted; bringing the rest into the store")
     if await _drain(engine):
         drained.set()

@@ -340,6 +340,7 @@ class Metrics:
 
         self.fsync_seconds = {d: _histogram(of["fsync_seconds"], d) for d in DURABILITIES}
         self.handler_errors = _counter(of["handler_errors_total"])
+        self.processors_awake_seconds = _counter(of["processors_awake_seconds_total"])
 
         self.journal_appended_bytes = _counter(of["journal_appended_bytes_total"])
         self.journal_records = _counter(of["journal_records_total"])

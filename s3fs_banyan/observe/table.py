@@ -139,6 +139,11 @@ METRICS: Final = (
         "handler_errors_total",
         "Requests answered with EIO because of an unforeseen exception: each one is a defect.",
     ),
+    _metric(
+        "counter",
+        "processors_awake_seconds_total",
+        "Time in which idle processors were kept from halting, in bursts of requests.",
+    ),
     # journal and state
     _metric(
         "counter", "journal_appended_bytes_total", "Bytes appended to the journal, heads included."

@@ -1,0 +1,51 @@
+"""The kernel's own word on whether processors may halt while a mount works and when it rests."""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+import urllib.request
+from pathlib import Path
+
+from s3fs_banyan.processors import DEVICE, DRIVER, GUEST_DRIVER, MOST_PROCESSORS
+from tests.kernel.conftest import MakeMount
+from tests.kernel.mounts import file_volume
+from tests.servers import free_port
+
+AT_EASE = 2_000_000_000
+
+
+def wanted() -> int:
+    """Return the latency that all processes together ask of idle processors, in us."""
+    return int(struct.unpack("=i", DEVICE.read_bytes())[0])
+
+
+def test_a_mount_keeps_processors_awake_in_a_burst_only(
+    tmp_path: Path, make_mount: MakeMount
+) -> None:
+    """Where it cannot help it asks for nothing; killed, it leaves nothing behind."""
+    address = f"127.0.0.1:{free_port()}"
+    mount = make_mount(file_volume(tmp_path, {"metrics": {"address": address}})).start()
+    has_use = (
+        DRIVER.exists()
+        and DRIVER.read_text().strip() == GUEST_DRIVER
+        and DEVICE.exists()
+        and (os.cpu_count() or 1) <= MOST_PROCESSORS
+    )
+    seen = set()
+    for number in range(300):
+        (mount.path / str(number)).write_bytes(b"x" * 100)
+        if has_use:
+            seen.add(wanted())
+    with urllib.request.urlopen(f"http://{address}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    (line,) = [one for one in lines if one.startswith("s3fs_banyan_processors_awake_seconds_total")]
+    assert (float(line.split()[1]) > 0) is has_use
+    if has_use:
+        assert 0 in seen
+        deadline = time.monotonic() + 30
+        while wanted() != AT_EASE:  # other mounts of this machine have bursts of their own
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    mount.kill()
