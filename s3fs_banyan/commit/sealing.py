@@ -49,6 +49,7 @@ from s3fs_banyan.meta.seal_list import SealItem, SealList
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.transfers import InlineTransfers, Transfers
 from s3fs_banyan.runtime import monotonic_s
+from s3fs_banyan.writeback import write_gently
 
 _RECORDS_CACHED: Final = 16
 _MOVE_READS: Final = 4
@@ -217,7 +218,7 @@ class Sealing:
         self._pack_records[record.key] = record
         if self._job.keep_in_outbox:
             self._outbox.store(record)
-            self._outbox.pack_path(record.key).write_bytes(data)
+            write_gently(self._outbox.pack_path(record.key), data)
         else:
             self._in_ram[number] = data
         self._name(record, chunks, chunks, self._next_pack_id())

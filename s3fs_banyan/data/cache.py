@@ -31,7 +31,6 @@ coarse), then `_noting` (counters and notes; never held over I/O).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import os
 import re
@@ -58,13 +57,12 @@ from s3fs_banyan.data.blocks import (
     row_key_range_of,
 )
 from s3fs_banyan.errors import Corrupt
+from s3fs_banyan.writeback import write_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 _STORE_BATCH: Final = 16
-_LIBC: Final = ctypes.CDLL(None)
-_SYNC_FILE_RANGE_WRITE: Final = 2
 _NOTES_MAX: Final = 65_536
 _BUSY_TIMEOUT_S: Final = 2.0
 
@@ -115,7 +113,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
             if self.writes_at_once:
-                _begin_writeback(descriptor)
+                write_back(descriptor)
         except BaseException:
             Path(path).unlink(missing_ok=True)
             raise
@@ -167,16 +165,6 @@ def _create(path: str) -> int:
     except FileNotFoundError:
         Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return os.open(path, flags, 0o600)
-
-
-def _begin_writeback(descriptor: int) -> None:
-    """Let the kernel write a new file now, in the caller's own class of input and output.
-
-    Left alone, it writes what half a minute has gathered in one burst, and an fsync of the
-    journal stands behind all of it. Nothing is waited for, and a failure costs nothing: the
-    cache may lose what it holds.
-    """
-    _LIBC.sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
 
 
 class _Row(NamedTuple):

@@ -1,0 +1,39 @@
+"""Writing gently: the right bytes, whatever was there, and errors that are said."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from s3fs_banyan.writeback import write_back, write_gently
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (5 << 20) + 123])
+def test_the_file_holds_the_bytes_and_nothing_else(tmp_path: Path, size: int) -> None:
+    """Pieces meet without a gap, and a longer file from before leaves nothing behind."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old" * (3 << 20))
+    data = os.urandom(size)
+    write_gently(path, data)
+    assert path.read_bytes() == data
+
+
+def test_blocks_are_on_the_disk_when_it_returns(tmp_path: Path) -> None:
+    """That is the purpose. Blocks of a new file are chosen only when it is written back."""
+    path = tmp_path / "file"
+    write_gently(path, os.urandom(8 << 20))
+    assert path.stat().st_blocks * 512 >= 8 << 20
+    with path.open("ab", buffering=0) as file:
+        file.write(os.urandom(1 << 20))
+        write_back(file.fileno())
+        assert os.fstat(file.fileno()).st_blocks * 512 >= 9 << 20
+
+
+def test_a_refused_write_is_an_error(tmp_path: Path) -> None:
+    """The caller decides what a full or missing disk means."""
+    with pytest.raises(FileNotFoundError):
+        write_gently(tmp_path / "missing" / "file", b"data")
+    with Path("/dev/full").open("wb"), pytest.raises(OSError, match="No space"):
+        write_gently(Path("/dev/full"), b"data")
