@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 _WAL_BYTES_MAX = 16 << 20
 _TICK_S = 1.0
 _RESTART_S = 5.0
+_LOOK_S = 0.1
 
 
 class Engine:
@@ -65,6 +66,7 @@ class Engine:
             local_packs=BasePacks(ctx.disk, ctx.local.base_packs),
             cipher=ctx.cipher,
         )
+        self.reader.is_newest = self._is_newest
         state.recent = self.reader.recent
         self.checkpointer = Checkpointer(ctx, state, log_store)
         self.reclaimer = Reclaimer(ctx, state, log_store, self.checkpointer, cache)
@@ -171,6 +173,17 @@ class Engine:
         if not oldest_ns:
             return 0.0
         return (self.ctx.runtime.monotonic_ns() - oldest_ns) / 1e9
+
+    async def _is_newest(self) -> bool:
+        """Wait until it is known who writes; tell whether it is this life.
+
+        A mount that began while the store was away does not know yet. If another writer has
+        taken over meanwhile, it may have moved bytes and reclaimed where they were.
+        """
+        while not (self.committer.has_epoch or self.state.read_only_reason):
+            self.state.request_commit()
+            await trio.sleep(_LOOK_S)
+        return not self.state.read_only_reason
 
     async def _run_heartbeat(self) -> None:
         """Say every now and then who writes: a hint for people and for `mount`."""

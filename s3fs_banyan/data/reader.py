@@ -7,8 +7,10 @@ fetched once more from the store, and then it is EIO for that range, a log line 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
+
+import trio
 
 from s3fs_banyan.data.frames_ram import RamFrames
 from s3fs_banyan.data.objects import ObjectReader
@@ -83,6 +85,9 @@ class Reader:
         self.recent = RecentRecords(ram_bytes // 2)
         self.frames = RamFrames(ram_bytes // 2)
         self.on_corrupt: Callable[[Corrupt], None] = lambda error: None
+        self.is_newest: Callable[[], Awaitable[bool]] = _is_newest
+        """Waits until it is known who writes, and tells whether what is known here is the
+        volume's newest state: else a missing object proves no damage, it may have been moved."""
 
     def read_young(self, extents: Sequence[Extent], start: int, end: int) -> bytes | None:
         """Return the bytes if all of them are young (or holes), without waiting; else None.
@@ -174,6 +179,8 @@ class Reader:
                 await self._objects.forget(place.key)
                 if isinstance(error, Corrupt):
                     self._doubt(error)
+                else:
+                    await self.is_newest()
                 again = self._chunks.place(chunk)
                 if again == place:
                     break
@@ -195,7 +202,10 @@ class Reader:
                 return await self._read_placed(chunk, length, place, start, end, afresh=True)
             except ObjectMissing as error:
                 corrupt = Corrupt("object", place.key, f"it is missing, chunk {chunk} lies in it")
-                self._report(corrupt)
+                if await self.is_newest():
+                    self._report(corrupt)
+                else:
+                    log.error("another writer may have moved what cannot be read: %s", corrupt)
                 raise corrupt from error
             except Corrupt as error:
                 if not left:
@@ -253,6 +263,11 @@ class Reader:
         log.error("corrupt data: %s", error)
         self._metrics.corruption_detected(error.kind.replace(" ", "_")).add()
         self.on_corrupt(error)
+
+
+async def _is_newest() -> bool:
+    await trio.lowlevel.checkpoint()
+    return True
 
 
 def _decode_run(
