@@ -74,7 +74,7 @@ FP_APPLIED = register_failpoint(
 FP_RECYCLED = register_failpoint("recycled", "step 6 done: the journal is recycled behind the cut")
 
 _RETRY_FIRST_S = 0.5
-_RETRY_MAX_S = 30.0
+_RETRY_MAX_S = 10.0
 _LOCAL_CUT_LOOK_S = 1.0
 _UPLOADS_AT_ONCE = 4
 
