@@ -22,7 +22,7 @@ from s3fs_banyan.kernel import KernelMount, init_socket
 from s3fs_banyan.model import Attributes
 from s3fs_banyan.observe import FuseRequest, Metrics
 from s3fs_banyan.processors import Processors
-from s3fs_banyan.runtime import let_threads_run, monotonic_ns, monotonic_s
+from s3fs_banyan.runtime import let_others_run, monotonic_ns, monotonic_s
 from s3fs_banyan.vfs.filesystem import BLOCK_BYTES, Caller, Changes, FileSystem
 
 log = logging.getLogger(__name__)
@@ -417,7 +417,7 @@ class _RequestWait(trio.abc.Instrument):
         if now_ns - self._looks_ns > _HAND_OVER_NS:
             self._handed_over_ns = now_ns
         elif now_ns - self._handed_over_ns > _YIELD_NS:
-            let_threads_run()
+            let_others_run()
             self._handed_over_ns = now_ns = monotonic_ns()
         self._looked_ns = now_ns
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar, TypeVarTuple
@@ -95,11 +96,8 @@ class RealRuntime:
         return _BOOT_ID.read_text(encoding="ascii").strip()
 
     async def in_thread(self, fn: Callable[[*Ts], T], *args: *Ts, pool: str = "disk") -> T:
-        _threads.at_work += 1
-        try:
+        with others_at_work():
             return await trio.to_thread.run_sync(fn, *args, limiter=self._limiters[pool])
-        finally:
-            _threads.at_work -= 1
 
     def failpoint(self, name: str) -> None:
         if name == self._failpoint:
@@ -109,21 +107,32 @@ class RealRuntime:
 
 
 @dataclass(slots=True)
-class _Threads:
+class _Others:
     at_work: int = 0
 
 
-_threads = _Threads()
+_others = _Others()
 
 
-def let_threads_run() -> None:
-    """Let go of the interpreter's lock for long enough that a worker thread can take it.
+@contextmanager
+def others_at_work() -> Iterator[None]:
+    """While this is entered, somebody else works for the event loop: a thread, the kernel."""
+    _others.at_work += 1
+    try:
+        yield
+    finally:
+        _others.at_work -= 1
 
-    A busy event loop lets go of it at every system call, but for microseconds, and a thread that
-    was told so needs 50 us and more to wake up; it then finds the lock taken, and may lose this
-    race for tens of milliseconds. Does nothing when no thread of `in_thread` is at work.
+
+def let_others_run() -> None:
+    """Let go of the interpreter's lock and of the processor for long enough that others get them.
+
+    A busy event loop lets go of the lock at every system call, but for microseconds, and a thread
+    that was told so needs 50 us and more to wake up; it then finds the lock taken, and may lose
+    this race for tens of milliseconds. A worker of the kernel that is bound to this processor
+    waits for the scheduler in the same way. Does nothing when nobody is at work.
     """
-    if _threads.at_work:
+    if _others.at_work:
         time.sleep(_HAND_OVER_S)
 
 

@@ -1,33 +1,46 @@
-"""Writing much without making others wait: a little at a time, each on its way before the next.
+"""Writing much without making others wait: a little at a time, each on the disk before the next.
 
 What a process writes lies in memory until the kernel sends all of it to the disk at once, half a
 minute later or when somebody asks for durability, and whoever then syncs 4 KiB of the journal
-waits behind it. Here the caller waits instead (sync_file_range(2)), in its own class of input and
-output. Nothing is promised: who needs durability syncs.
+waits behind it. It waits as well behind what the disk took into its own write cache, since to
+flush that is part of each sync. Here the writer waits instead, in its own class of input and
+output, for both. Nothing is promised: who needs durability syncs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from pathlib import Path
 from typing import Final
 
 _PIECE_BYTES: Final = 1 << 20
-_WAIT_BEFORE: Final = 1
-_WRITE: Final = 2
-_WAIT_AFTER: Final = 4
+_ALL_OF_IT: Final = 7
+"""SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE and _WAIT_AFTER."""
 
 _libc: Final = ctypes.CDLL(None)
 
 
-def write_back(descriptor: int, offset: int = 0, length: int = 0) -> None:
-    """Bring written bytes of a file to the disk and wait for it; `length` 0 means to its end.
+class Backlog:
+    """Brings many small files to the disk, one after the other; several threads may share it."""
 
-    A failure is no matter here: the file's own sync, or its reader, will find it. Blocks.
-    """
-    flags = _WAIT_BEFORE | _WRITE | _WAIT_AFTER
-    _libc.sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), flags)
+    def __init__(self) -> None:
+        self._unflushed_bytes = 0
+
+    def write_back(self, descriptor: int, byte_count: int) -> None:
+        """Bring a file that was just written to the disk, and wait for it. Blocks.
+
+        The disk's own cache is flushed once in a MiB. A failure is no matter here: the file's
+        own sync, or its reader, will find it.
+        """
+        self._unflushed_bytes += byte_count
+        if self._unflushed_bytes >= _PIECE_BYTES:
+            self._unflushed_bytes = 0
+            with contextlib.suppress(OSError):
+                os.fdatasync(descriptor)
+        else:
+            _libc.sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), _ALL_OF_IT)
 
 
 def write_gently(path: Path, data: bytes) -> None:
@@ -41,7 +54,7 @@ def write_gently(path: Path, data: bytes) -> None:
         position = 0
         while position < len(view):
             written = os.write(descriptor, view[position : position + _PIECE_BYTES])
-            write_back(descriptor, position, written)
+            os.fdatasync(descriptor)
             position += written
     finally:
         os.close(descriptor)

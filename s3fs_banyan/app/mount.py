@@ -59,7 +59,7 @@ from s3fs_banyan.fuse import FOREVER_S, Operations, serve
 from s3fs_banyan.journal.disk import DirectoryLock, RealDisk
 from s3fs_banyan.kernel import KernelMount, KernelOptions, check_mountpoint, unmount
 from s3fs_banyan.observe import Metrics, serve_metrics
-from s3fs_banyan.processors import open_processors
+from s3fs_banyan.processors import go_first, open_processors
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.pacing import share_of
 from s3fs_banyan.runtime import RealRuntime, end_process
@@ -298,6 +298,7 @@ async def _serve_kernel(
 ) -> None:
     """Mount, answer the kernel until unmounted, then bring everything into the store."""
     config = request.config.mount
+    go_first(config.nice)
     engine.filesystem.bury_orphans()
     mount = KernelMount(
         request.mountpoint,

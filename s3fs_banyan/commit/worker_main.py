@@ -133,7 +133,7 @@ def _step_back(nice: int) -> None:
     The idle class of input and output (ioprio_set(2)) means something to the schedulers bfq and
     mq-deadline only. A kernel that refuses it costs latency and nothing else.
     """
-    os.nice(nice)
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
     number = _IOPRIO_SET.get(platform.machine())
     if number is None or ctypes.CDLL(None).syscall(number, 1, 0, _IOPRIO_CLASS_IDLE << 13):
         log.info("the disk does not know that this process can wait")

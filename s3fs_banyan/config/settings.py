@@ -328,6 +328,7 @@ class Mount(Section):
     )
     allow_other: bool = True
     max_tasks: int = Field(default=4096, ge=100, le=65536)
+    nice: int = Field(default=-10, ge=-20, le=19)
     awake_share: float = Field(default=0.25, ge=0.0, le=1.0)
 
 

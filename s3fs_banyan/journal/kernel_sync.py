@@ -19,6 +19,8 @@ from typing import Final
 
 import trio
 
+from s3fs_banyan.runtime import others_at_work
+
 _CALLS: Final = {"x86_64": (206, 208, 209), "aarch64": (0, 4, 2)}
 """Machine -> numbers of io_setup, io_getevents, io_submit. glibc wraps none of them."""
 _FDSYNC: Final = 3
@@ -61,11 +63,12 @@ class KernelSync:
         failed = 0
         submitted = self._submit_all(descriptors)
         left = submitted
-        while left:
-            await trio.lowlevel.wait_readable(self._eventfd)
-            for result in self._results():
-                left -= 1
-                failed = failed or min(result, 0)
+        with others_at_work():
+            while left:
+                await trio.lowlevel.wait_readable(self._eventfd)
+                for result in self._results():
+                    left -= 1
+                    failed = failed or min(result, 0)
         if failed:
             raise OSError(-failed, os.strerror(-failed))
         if submitted != len(descriptors):

@@ -40,7 +40,7 @@ def _run(running: Session, chosen: argparse.Namespace) -> list[dict[str, float]]
     """Let the load run; returns one sample every few seconds."""
     mount, load = running.mount, running.load
     probe = FsyncProbe(path=mount.path / "probe")
-    plain = FsyncProbe(path=mount.cache_dir.with_name("probe"), pause_s=0.5)
+    plain = FsyncProbe(path=mount.cache_dir.with_name("probe"))
     pid = mount.process.pid
     before, begun = processor_s(pid), time.monotonic()
     load.start()
@@ -66,10 +66,12 @@ def _run(running: Session, chosen: argparse.Namespace) -> list[dict[str, float]]
     probe.stop()
     plain.stop()
     _judge_fsync(running, probe)
-    on_disk = [spent * 1e3 for _, spent in plain.seconds]
-    running.results.facts["fsync of the plain disk meanwhile"] = (
-        f"p50 {percentile(on_disk, 0.5):.2f} ms, p99 {percentile(on_disk, 0.99):.2f} ms"
-    )
+    everything = [spent for _, spent in plain.seconds]
+    beside = during(plain, commit_windows(mount.log_text()))
+    for name, values in (("meanwhile", everything), ("beside a commit", beside)):
+        p50_ms, p99_ms = (percentile(values, share) * 1e3 for share in (0.5, 0.99))
+        found = f"p50 {p50_ms:.2f} ms, p99 {p99_ms:.2f} ms"
+        running.results.facts[f"fsync of the plain disk {name}"] = found
     return samples
 
 

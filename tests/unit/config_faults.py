@@ -91,6 +91,7 @@ WRONG_VALUES = {
     "mount.kernel_writeback": [("maybe", FLAG_FAULT)],
     "mount.read_ahead": [("1GiB", "must be at most 64MiB")],
     "mount.allow_other": [("3", FLAG_FAULT)],
+    "mount.nice": [("-21", "must be at least -20"), ("first", "expected a whole number")],
     "mount.awake_share": [("1.5", "must be at most 1"), ("often", "expected a number")],
     "mount.max_tasks": [("99", "must be at least 100"), ("many", "expected a whole number")],
     "heartbeat.interval": [("0", "must be at least 1s")],
