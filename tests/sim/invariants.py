@@ -13,7 +13,7 @@ from s3fs_banyan.format.chunk import decode_frame, decode_frame_table
 from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.meta.base import Base
-from s3fs_banyan.meta.committed import Committed
+from s3fs_banyan.meta.committed import Committed, _read_head
 from s3fs_banyan.meta.tables import STATE_COLUMNS, STATE_KEYS
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.vfs.filesystem import FileSystem
@@ -30,7 +30,9 @@ def check_state(state: EngineState) -> None:
     _check_extents(state)
     _check_pieces(state)
     _check_packs(state.committed)
-    if state.base is not None and state.base.head.op_seq > state.committed.head.op_seq:
+    # The head as stored: a commit may be applied just now, in a thread, and then base.db is over.
+    stored = _read_head(state.committed.reader())
+    if state.base is not None and state.base.head.op_seq > stored.op_seq:
         _check_base(state, state.base)
 
 

@@ -31,7 +31,7 @@ from s3fs_banyan.commit.sending import Multipart
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.commit.worker import InlineWorker
 from s3fs_banyan.data.blocks import MemoryBlockCache
-from s3fs_banyan.errors import BanyanFSError, Fenced, StoreError
+from s3fs_banyan.errors import BanyanFSError, Fenced, InputOutput, StoreError
 from s3fs_banyan.format.commit import CommitFooter
 from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
@@ -190,7 +190,12 @@ class World:
         assert self.head.covers(step), f"commit {footer.seq} forgets what an earlier one held"
 
     def promise_remote(self, step: Step) -> None:
-        """Somebody was told that `step` is in the store."""
+        """Somebody was told that `step` is in the store.
+
+        Marks change nothing: the one of a local cut may lie behind a commit that holds all.
+        """
+        while isinstance(step.op, Cut | BeginEpoch) and step.parent is not None:
+            step = step.parent
         assert self.head.covers(step), (
             f"operation {step.op_seq} was said to be in the store, which ends at {self.head.op_seq}"
         )
@@ -437,7 +442,11 @@ class Mounted:
         await engine.become_writer()
         self.served = True
         engine.filesystem.bury_orphans()
-        await check_tree(self.fs, self.model.clone() if plan.quiet else self.model)
+        try:
+            await check_tree(self.fs, self.model.clone() if plan.quiet else self.model)
+        except InputOutput:
+            if not self.state.read_only_reason:
+                raise  # else another writer has moved what this one still wants to read
         check_state(self.state)
         plan.running.set()
         if not plan.quiet:
