@@ -22,7 +22,7 @@ _ALL_OF_IT: Final = 7
 _libc: Final = ctypes.CDLL(None)
 
 
-class Backlog:
+class Writeback:
     """Brings many small files to the disk, one after the other; several threads may share it."""
 
     def __init__(self) -> None:

@@ -251,6 +251,7 @@ async def _live(
     on_ready: Callable[[], None],
 ) -> None:
     """Open, become the writer, serve, drain. Raises `Fenced` only before anything was served."""
+    go_first(request.config.mount.nice)
     worker = WorkerProcess(
         _worker_setup(request, ctx),
         on_restart=ctx.metrics.worker_restarts.add,
@@ -298,7 +299,6 @@ async def _serve_kernel(
 ) -> None:
     """Mount, answer the kernel until unmounted, then bring everything into the store."""
     config = request.config.mount
-    go_first(config.nice)
     engine.filesystem.bury_orphans()
     mount = KernelMount(
         request.mountpoint,

@@ -57,7 +57,7 @@ from s3fs_banyan.data.blocks import (
     row_key_range_of,
 )
 from s3fs_banyan.errors import Corrupt
-from s3fs_banyan.writeback import Backlog
+from s3fs_banyan.writeback import Writeback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -83,7 +83,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]
     """Values are raw files, keys are text. There is no way to pickle or JSON from here."""
 
     writes_at_once = False
-    _backlog = Backlog()
+    _writeback = Writeback()
 
     def put(self, key: object) -> tuple[str, bool]:
         """Return the database key of `key`. Raises `TypeError` for what is not text."""
@@ -114,7 +114,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
             if self.writes_at_once:
-                self._backlog.write_back(descriptor, len(value))
+                self._writeback.write_back(descriptor, len(value))
         except BaseException:
             Path(path).unlink(missing_ok=True)
             raise

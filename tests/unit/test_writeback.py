@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from s3fs_banyan.writeback import Backlog, write_gently
+from s3fs_banyan.writeback import Writeback, write_gently
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (5 << 20) + 123])
@@ -25,12 +25,12 @@ def test_blocks_are_on_the_disk_when_it_returns(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_gently(path, os.urandom(8 << 20))
     assert path.stat().st_blocks * 512 >= 8 << 20
-    backlog = Backlog()
+    writeback = Writeback()
     for number in range(6):  # some of them are flushed, some not
         small = tmp_path / str(number)
         with small.open("wb", buffering=0) as file:
             file.write(os.urandom(1 << 18))
-            backlog.write_back(file.fileno(), 1 << 18)
+            writeback.write_back(file.fileno(), 1 << 18)
             assert os.fstat(file.fileno()).st_blocks * 512 >= 1 << 18
 
 
