@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import trio
 from s3fs_banyan.journal import disk as disk_module
 from s3fs_banyan.journal.disk import RealDisk
 from s3fs_banyan.journal.kernel_sync import KernelSync
-from s3fs_banyan.runtime import RealRuntime
+from tests.unit.engine_kit import StepRuntime
 
 
 async def test_many_files_are_synced_while_other_tasks_run(tmp_path: Path) -> None:
@@ -34,7 +35,7 @@ async def test_many_files_are_synced_while_other_tasks_run(tmp_path: Path) -> No
     async with trio.open_nursery() as nursery:
         nursery.start_soon(count)
         for fd in descriptors:
-            os.pwrite(fd, b"x" * 10_000, 0)
+            os.pwrite(fd, b"x" * 500_000, 0)
         await syncs.datasync(descriptors)
         ended = True
     assert turns > 2
@@ -42,31 +43,38 @@ async def test_many_files_are_synced_while_other_tasks_run(tmp_path: Path) -> No
         os.close(fd)
 
 
-async def test_a_descriptor_that_cannot_be_synced_is_an_error(tmp_path: Path) -> None:
-    """A closed one among good ones; the same object works on afterwards."""
+@pytest.fixture
+def good(tmp_path: Path) -> Iterator[int]:
+    """A descriptor that can be synced."""
+    descriptor = os.open(tmp_path / "good", os.O_RDWR | os.O_CREAT, 0o600)
+    yield descriptor
+    os.close(descriptor)
+
+
+def closed_copy(descriptor: int) -> int:
+    """Return a number that is no descriptor until something else is opened."""
+    copy = os.dup(descriptor)
+    os.close(copy)
+    return copy
+
+
+async def test_a_descriptor_that_cannot_be_synced_is_an_error(good: int) -> None:
+    """The same object works on afterwards."""
     syncs = KernelSync()
-    good = os.open(tmp_path / "good", os.O_RDWR | os.O_CREAT, 0o600)
-    closed = os.dup(good)
-    os.close(closed)
     with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
-        await syncs.datasync([closed])
+        await syncs.datasync([closed_copy(good)])
     one, other = socket.socketpair()
     with one, other, pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
         await syncs.datasync([one.fileno()])
     await syncs.datasync([good])
-    os.close(good)
 
 
-async def test_what_the_kernel_has_no_room_for_is_left_to_the_caller(tmp_path: Path) -> None:
+async def test_what_the_kernel_does_not_take_is_left_to_the_caller(good: int) -> None:
     """A bad descriptor behind a good one: the kernel takes the first, not the second."""
     syncs = KernelSync()
-    good = os.open(tmp_path / "good", os.O_RDWR | os.O_CREAT, 0o600)
-    closed = os.dup(good)
-    os.close(closed)
     with pytest.raises(BlockingIOError):
-        await syncs.datasync([good, closed])
+        await syncs.datasync([good, closed_copy(good)])
     await syncs.datasync([good])
-    os.close(good)
 
 
 @pytest.mark.parametrize("has_kernel", [True, False])
@@ -74,27 +82,19 @@ async def test_a_disk_syncs_with_the_kernel_or_with_a_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_kernel: bool
 ) -> None:
     """A sandbox that refuses io_setup(2) costs speed only."""
-    runtime = RealRuntime()
-    pools: list[str] = []
-    in_thread = runtime.in_thread
-
-    async def noted(fn, *args, pool: str = "disk"):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN002, ANN202
-        pools.append(pool)
-        return await in_thread(fn, *args, pool=pool)
-
-    monkeypatch.setattr(runtime, "in_thread", noted)
     if not has_kernel:
 
         def refuse() -> KernelSync:
             raise PermissionError(errno.EPERM, "refused")
 
         monkeypatch.setattr(disk_module, "KernelSync", refuse)
+    runtime = StepRuntime()
     disk = RealDisk()
     files = [disk.open(tmp_path / name, create=True) for name in ("a", "b")]
     for file in files:
         file.pwritev((b"data",), 0)
     for _ in range(2):
         await disk.datasync(files, runtime)
-    assert pools == ([] if has_kernel else ["fsync"] * 2)
+    assert runtime.thread_calls == ([] if has_kernel else ["fsync"] * 2)
     for file in files:
         file.close()
