@@ -7,10 +7,14 @@ places stand in base.db; what base.db does not know is removed.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from s3fs_banyan.errors import ObjectMissing
+from s3fs_banyan.format.checksum import Bytes
 from s3fs_banyan.format.keys import BASE_PACK_PREFIX, base_pack_key
 from s3fs_banyan.journal.disk import Disk
+
+_PIECE_BYTES: Final = 1 << 20
 
 
 class BasePacks:
@@ -24,7 +28,7 @@ class BasePacks:
         """Return the file of a base pack."""
         return self._directory / key.removeprefix(BASE_PACK_PREFIX)
 
-    def write(self, number: int, data: bytes) -> str:
+    def write(self, number: int, data: Bytes) -> str:
         """Write a base pack, durable on return with its name; returns its key.
 
         A file of that number, left by a local cut that came to nothing, is replaced. Raises
@@ -36,8 +40,10 @@ class BasePacks:
         self._disk.unlink(path)
         file = self._disk.open(path, create=True)
         try:
-            file.pwritev((data,), 0)
-            file.datasync()
+            view = memoryview(data)
+            for position in range(0, len(view), _PIECE_BYTES):
+                file.pwritev((view[position : position + _PIECE_BYTES],), position)
+                file.datasync()  # piece by piece: see gentle_io.py
         finally:
             file.close()
         self._disk.sync_directory(self._directory)

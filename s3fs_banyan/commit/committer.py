@@ -50,6 +50,7 @@ from s3fs_banyan.errors import (
 )
 from s3fs_banyan.format.commit import CommitFooter, commit_digest, encode_footer
 from s3fs_banyan.format.keys import WRITER, log_key
+from s3fs_banyan.gentle_io import read_gently
 from s3fs_banyan.meta.committed import Head
 from s3fs_banyan.meta.delta import DeltaCounts, write_delta
 from s3fs_banyan.runtime import register_failpoint
@@ -382,7 +383,7 @@ class Committer:
             placements_length=body.placements_length,
             delta_hash=body.delta_hash,
         )
-        head = await self._ctx.runtime.in_thread(Path(body.path).read_bytes)
+        head = await self._ctx.runtime.in_thread(read_gently, Path(body.path))
         data = head + encode_footer(footer, self._ctx.cipher)
         created = await self._patiently(
             "publish", lambda: self._publisher.create(data, footer), frozen=cut.flip

@@ -5,8 +5,10 @@ simulation. It writes to `outbox/` and the block cache only, and never publishes
 
     plan          read the list that the cut's snapshot left; take from packs of an earlier attempt
                   what is in them already; divide the rest into packs and what stays inline
-    seal_pack     one pack: read pieces (each journal record verified), compress, checksum, write
-    upload        send it, verified, and record where what lies; put it into the cache; remove it
+    seal_pack     one pack: read pieces (each journal record verified), compress, checksum; into
+                  the outbox with it where sending it takes its time
+    upload        send it, verified, and record where what lies; put it into the cache; remove it.
+                  What could not be sent goes into the outbox now
     finish        the rest inline, the placements, the delta: the body of the commit
     finish_local  of a local cut: the placements; its packs are base packs and stay here
 
@@ -17,6 +19,7 @@ the same bytes.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +30,7 @@ from s3fs_banyan.commit.base_packs import BasePacks
 from s3fs_banyan.commit.classes import ClassPolicy
 from s3fs_banyan.commit.grouping import Group, Limits, divide
 from s3fs_banyan.commit.outbox import Outbox, PackedChunk, PackRecord
+from s3fs_banyan.commit.pack_buffers import PackBuffer, PackBuffers
 from s3fs_banyan.commit.sending import Multipart, PackSender, SendPolicy
 from s3fs_banyan.config.prices import STANDARD
 from s3fs_banyan.data.blocks import BlockCache
@@ -42,6 +46,7 @@ from s3fs_banyan.format.chunk import (
 from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.keys import is_base_pack, log_delta_key, log_key, pack_hash_of, pack_key
 from s3fs_banyan.format.pack import PackEntry, decode_pack_tail, encode_pack_tail
+from s3fs_banyan.gentle_io import read_gently, write_gently
 from s3fs_banyan.journal.disk import Disk, DiskFile
 from s3fs_banyan.journal.log import read_write_record
 from s3fs_banyan.meta.committed import PlacementRow, write_placements
@@ -49,7 +54,8 @@ from s3fs_banyan.meta.seal_list import SealItem, SealList
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.transfers import InlineTransfers, Transfers
 from s3fs_banyan.runtime import monotonic_s
-from s3fs_banyan.writeback import write_gently
+
+log = logging.getLogger(__name__)
 
 _RECORDS_CACHED: Final = 16
 _MOVE_READS: Final = 4
@@ -70,7 +76,7 @@ class SealJob:
     pack_bytes: int
     inline_bytes_max: int
     keep_in_outbox: bool = True
-    """False where the local disk has no room: packs go from RAM."""
+    """False where the local disk has no room: packs go from RAM, whatever happens."""
     base_packs: str
     """Directory of the base packs."""
     first_base_pack: int = 0
@@ -165,7 +171,9 @@ class Sealing:
         self._places: list[PlacementRow] = []
         self._damaged: list[int] = []
         self._unmovable: set[str] = set()
-        self._in_ram: dict[int, bytes] = {}
+        self._buffers = PackBuffers()
+        self._in_ram: dict[str, PackBuffer] = {}
+        """Key -> a pack that is not in the outbox, or on its way from there."""
         self._files: dict[int, DiskFile] = {}
         self._records: OrderedDict[tuple[int, int], bytes] = OrderedDict()
         self._base = BasePacks(disk, Path(job.base_packs))
@@ -185,44 +193,57 @@ class Sealing:
     # --- packs ---------------------------------------------------------------------------
 
     def seal_pack(self, number: int) -> SealedPack | None:
-        """Make pack `number` and write it to the outbox; None if nothing of it was intact."""
+        """Make pack `number`, in RAM or in the outbox; None if nothing of it was intact."""
         if number < len(self._ready):
             ready = self._ready[number]
             return SealedPack(number=number, key=ready.key, size=ready.size)
         group = self._groups[number - len(self._ready)]
-        chunks: list[PackedChunk] = []
-        bodies: list[bytes] = []
-        offset = 0
-        for item, stored, frames in self._encoded(group.items):
-            chunks.append(PackedChunk(item.chunk, offset, len(stored), item.length, frames))
-            bodies.append(stored)
-            offset += len(stored)
+        buffer = self._buffers.take()
+        chunks = self._fill(buffer, group.items)
         self._groups[number - len(self._ready)] = Group(items=[])
+        size = len(buffer)
         if not chunks:
+            self._buffers.give_back(buffer)
             return None
-        bodies.append(encode_pack_tail([PackEntry(*chunk[:4]) for chunk in chunks]))
-        data = b"".join(bodies)
-        bodies.clear()
         if self._job.first_base_pack:
             pack = self._job.first_base_pack + number
-            key = self._base.write(pack, data)
-            self._name(PackRecord(key=key, size=len(data)), chunks, chunks, pack)
-            return SealedPack(number=number, key=key, size=len(data))
-        verdict = self._policy.judge(group.rule, len(data), group.age_s)
+            key = self._base.write(pack, buffer)
+            self._buffers.give_back(buffer)
+            self._name(PackRecord(key=key, size=size), chunks, chunks, pack)
+            return SealedPack(number=number, key=key, size=size)
+        verdict = self._policy.judge(group.rule, size, group.age_s)
         record = PackRecord(
-            key=pack_key(self._job.epoch, self._next_pack_id(), sha256_hex(data)),
-            size=len(data),
+            key=pack_key(self._job.epoch, self._next_pack_id(), buffer.sha256.hex()),
+            size=size,
             chain=self._job.chain,
             storage_class="" if verdict.storage_class == STANDARD else verdict.storage_class,
         )
         self._pack_records[record.key] = record
+        self._in_ram[record.key] = buffer
         if self._job.keep_in_outbox:
             self._outbox.store(record)
-            write_gently(self._outbox.pack_path(record.key), data)
-        else:
-            self._in_ram[number] = data
+            if not self._sender.is_quick(size):
+                self._lay_down(record.key)
         self._name(record, chunks, chunks, self._next_pack_id())
-        return SealedPack(number=number, key=record.key, size=len(data))
+        return SealedPack(number=number, key=record.key, size=size)
+
+    def _fill(self, buffer: PackBuffer, items: list[SealItem]) -> list[PackedChunk]:
+        """Put a pack together; returns what lies in it, nothing if no chunk was intact."""
+        chunks: list[PackedChunk] = []
+        offset = 0
+        for item, stored, frames in self._encoded(items):
+            chunks.append(PackedChunk(item.chunk, offset, len(stored), item.length, frames))
+            buffer.add(stored)
+            offset += len(stored)
+        if chunks:
+            buffer.add(encode_pack_tail([PackEntry(*chunk[:4]) for chunk in chunks]))
+        buffer.finish()
+        return chunks
+
+    def _lay_down(self, key: str) -> None:
+        """Put a pack into the outbox, where it waits, and outlives this process."""
+        write_gently(self._outbox.pack_path(key), self._in_ram[key])
+        self._buffers.give_back(self._in_ram.pop(key))
 
     def upload(self, pack: SealedPack) -> None:
         """Send a sealed pack and verify it; then it is in the block cache, not in the outbox.
@@ -230,21 +251,44 @@ class Sealing:
         Raises the store's errors; the same call may be made again. A pack of which the store
         proves that it is there already is not sent twice, in this life or the next.
         """
-        record = self._pack_records[pack.key]
-        data = self._in_ram.get(pack.number)
-        if data is not None:
-            self._sender.send_bytes(record, data)
-            self._cache.put_object(pack.key, data)
-            del self._in_ram[pack.number]
-            return
+        key = pack.key
+        record = self._pack_records[key]
         if record.chunks is None:
-            self._sender.send_file(record)
-            record = replace(record, chunks=self._chunks.pop(pack.key))
-            self._sender.note_sent(record)
-            self._pack_records[pack.key] = record
-        path = self._outbox.pack_path(pack.key)
-        self._cache.put_object(pack.key, path.read_bytes())
-        path.unlink()
+            self._send(record)
+            record = replace(record, chunks=self._chunks.pop(key))
+            if self._job.keep_in_outbox:
+                self._sender.note_sent(record)
+            self._pack_records[key] = record
+        buffer = self._in_ram.pop(key, None) or self._loaded(key)
+        self._cache.put_object(key, buffer)
+        self._buffers.give_back(buffer)
+        self._outbox.pack_path(key).unlink(missing_ok=True)
+
+    def _send(self, record: PackRecord) -> None:
+        """Send a pack. One that could not be sent waits in the outbox, if there is room for it."""
+        key = record.key
+        if key not in self._in_ram:
+            if self._sender.goes_in_parts(record):
+                self._sender.send_parts(record)
+                return
+            self._in_ram[key] = self._loaded(key)
+        try:
+            self._sender.send_whole(record, self._in_ram[key])
+        except StoreError:
+            if self._outbox.pack_path(key).exists():
+                self._buffers.give_back(self._in_ram.pop(key))
+            elif self._job.keep_in_outbox:
+                try:
+                    self._lay_down(key)
+                except OSError as error:
+                    log.warning("%s waits in memory, not in the outbox: %s", key, error)
+                    self._outbox.pack_path(key).unlink(missing_ok=True)
+            raise
+
+    def _loaded(self, key: str) -> PackBuffer:
+        buffer = self._buffers.take()
+        buffer.load(self._outbox.pack_path(key))
+        return buffer
 
     def _next_pack_id(self) -> int:
         return self._job.seq << 16 | (len(self._packs) + 1)
@@ -427,7 +471,7 @@ class Sealing:
             rows.append((item.chunk, offset, len(stored), frames))
             bodies.append(stored)
             offset += len(stored)
-        delta_bytes = Path(job.delta_db).read_bytes()
+        delta_bytes = read_gently(Path(job.delta_db))
         delta = encode_blob(delta_bytes, self._cipher, place=delta_place(job.seq))
         delta_hash = ""
         if offset + len(delta) > COMMIT_BYTES_MAX:
@@ -447,10 +491,10 @@ class Sealing:
         placements_path.unlink(missing_ok=True)
         write_placements(placements_path, packs, self._places)
         placements = encode_blob(
-            placements_path.read_bytes(), self._cipher, place=placements_place(job.seq)
+            read_gently(placements_path), self._cipher, place=placements_place(job.seq)
         )
         path = Path(job.outbox) / f"commit-{job.seq}"
-        path.write_bytes(b"".join((*bodies, delta, placements)))
+        write_gently(path, b"".join((*bodies, delta, placements)))
         return CommitBody(
             path=str(path),
             inline_length=offset,
@@ -480,8 +524,9 @@ def read_pack(path: Path, record: PackRecord, cipher: Cipher | None) -> list[Pac
 
     Raises `FileNotFoundError`, `Corrupt` or `UnsupportedVersion`: then it is sealed again.
     """
-    data = path.read_bytes()
-    if pack_hash_of(record.key) != sha256_hex(data)[: len(pack_hash_of(record.key))]:
+    data = PackBuffer()
+    data.load(path)
+    if pack_hash_of(record.key) != data.sha256.hex()[: len(pack_hash_of(record.key))]:
         raise Corrupt("pack", str(path), "it does not have the hash in its name")
     chunks = []
     for entry in decode_pack_tail(data, len(data), str(path)):

@@ -7,7 +7,6 @@ line that breaks, what got through shall stay), or if an upload in parts was beg
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from s3fs_banyan.commit.outbox import Outbox, PackRecord
+from s3fs_banyan.commit.pack_buffers import PackBuffer
 from s3fs_banyan.errors import (
     Misconfigured,
     ObjectMissing,
@@ -35,6 +35,8 @@ Multipart = Literal["auto", "always", "never"]
 
 SINGLE_PUT_S_MAX: Final = 20.0
 """What takes longer is likely to be broken off, and then all of it is sent again."""
+QUICK_S_MAX: Final = 2.0
+"""What takes no longer is sent from RAM."""
 _NEWEST_WEIGHT: Final = 0.3
 
 
@@ -81,25 +83,32 @@ class PackSender:
         """An earlier life may have sent this pack: look before it is sent again."""
         self._attempted.add(key)
 
-    def send_bytes(self, record: PackRecord, data: bytes) -> None:
-        """Send a pack from RAM as one PUT; durable on return. Raises the store's errors."""
-        if not self._is_there(record.key, data):
-            self._put(record, data)
+    def is_quick(self, size: int) -> bool:
+        """Tell whether a pack of `size` bytes is likely to be sent before anything happens.
 
-    def send_file(self, record: PackRecord) -> None:
-        """Send a pack from the outbox; durable on return. Raises the store's errors.
+        Then it need not be on the disk first: a death costs sealing and sending it once more.
+        """
+        return self._policy.multipart != "always" and size < self._rate * QUICK_S_MAX
+
+    def goes_in_parts(self, record: PackRecord) -> bool:
+        """Tell whether a pack of the outbox is to be sent in parts."""
+        record = self._newest.get(record.key, record)
+        return record.upload is not None or self._wants_parts(record)
+
+    def send_whole(self, record: PackRecord, pack: PackBuffer) -> None:
+        """Send a pack from RAM as one PUT; durable on return. Raises the store's errors."""
+        if not self._is_there(record.key, lambda: pack.md5):
+            self._put(record, pack)
+
+    def send_parts(self, record: PackRecord) -> None:
+        """Send a pack from the outbox in parts; durable on return. Raises the store's errors.
 
         The same call may be made again, in this life or the next one: it goes on where it was.
         """
         record = self._newest.get(record.key, record)
         path = self._outbox.pack_path(record.key)
-        if record.upload is not None or self._wants_parts(record):
-            if record.upload is not None or not self._is_there(record.key, path):
-                self._in_class(record, partial(self._send_parts, record))
-            return
-        data = path.read_bytes()
-        if not self._is_there(record.key, data):
-            self._put(record, data)
+        if record.upload is not None or not self._is_there(record.key, partial(_md5_of, path)):
+            self._in_class(record, partial(self._send_parts, record))
 
     def _send_parts(self, record: PackRecord, storage_class: str) -> None:
         uploaded = upload_file_multipart(
@@ -139,7 +148,7 @@ class PackSender:
         self._newest.pop(record.key, None)
         try:
             self._outbox.store(replace(record, upload=None))
-            if self._policy.multipart == "auto":
+            if self._policy.multipart != "always":
                 self._outbox.store_link(self._rate)
         except OSError as error:
             log.warning("that %s is in the store cannot be noted: %s", record.key, error)
@@ -165,7 +174,7 @@ class PackSender:
         is_slow = bool(self._rate) and record.size / self._rate > SINGLE_PUT_S_MAX
         return policy.multipart == "always" or is_slow or record.key in self._failed
 
-    def _put(self, record: PackRecord, data: bytes) -> None:
+    def _put(self, record: PackRecord, data: PackBuffer) -> None:
         """Send all of it in one request, in its turn among all transfers."""
 
         def send(storage_class: str) -> None:
@@ -180,7 +189,7 @@ class PackSender:
             self._failed.add(record.key)
             raise
 
-    def _is_there(self, key: str, pack: bytes | Path) -> bool:
+    def _is_there(self, key: str, md5_of_pack: Callable[[], bytes]) -> bool:
         """Tell whether an attempt whose answer was lost, or wrong, left the right bytes there.
 
         Its size would prove nothing: what arrived wrong is as long.
@@ -191,8 +200,7 @@ class PackSender:
             etag = self._store.stat(key).etag
         except ObjectMissing:
             return False
-        data = pack.read_bytes() if isinstance(pack, Path) else pack
-        return etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return etag == md5_of_pack().hex()
 
     def _save(self, record: PackRecord, state: UploadState) -> None:
         """Keep how far an upload is. A full disk costs parts sent again after a crash."""
@@ -210,3 +218,9 @@ class PackSender:
         rate = size / spent_s
         self._rate += _NEWEST_WEIGHT * (rate - self._rate) if self._rate else rate
         return result
+
+
+def _md5_of(path: Path) -> bytes:
+    pack = PackBuffer()
+    pack.load(path)
+    return pack.md5

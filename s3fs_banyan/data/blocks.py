@@ -11,7 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from s3fs_banyan.format.checksum import xxh3
+from s3fs_banyan.format.checksum import Bytes, xxh3
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,11 +60,11 @@ class BlockCache(Protocol):
         """Keep one block, of 1 to `block_bytes` bytes; the newest put of a block wins."""
         ...
 
-    def put_object(self, key: str, data: bytes | memoryview) -> None:
+    def put_object(self, key: str, data: Bytes) -> None:
         """Keep all blocks of an object whose bytes are at hand."""
         ...
 
-    def put_run(self, key: str, first: int, data: bytes | memoryview) -> None:
+    def put_run(self, key: str, first: int, data: Bytes) -> None:
         """Keep the neighbouring blocks from number `first` on whose bytes are `data`."""
         ...
 
@@ -94,7 +94,7 @@ def check_block(data: bytes | memoryview, block_bytes: int) -> None:
         raise ValueError(f"a block has 1 to {block_bytes} bytes, not {len(data)}")
 
 
-def blocks_of(data: bytes | memoryview, block_bytes: int) -> Iterator[tuple[int, memoryview]]:
+def blocks_of(data: Bytes, block_bytes: int) -> Iterator[tuple[int, memoryview]]:
     """Yield (index, bytes) of each block of an object."""
     view = memoryview(data).cast("B")
     for index, offset in enumerate(range(0, len(view), block_bytes)):
@@ -161,11 +161,11 @@ class MemoryBlockCache:
             self._remove(*next(iter(self._blocks)))
             self._evictions += 1
 
-    def put_object(self, key: str, data: bytes | memoryview) -> None:
+    def put_object(self, key: str, data: Bytes) -> None:
         """Keep all blocks of an object."""
         self.put_run(key, 0, data)
 
-    def put_run(self, key: str, first: int, data: bytes | memoryview) -> None:
+    def put_run(self, key: str, first: int, data: Bytes) -> None:
         """Keep neighbouring blocks."""
         for index, block in blocks_of(data, self._block_bytes):
             self.put(key, first + index, block)
@@ -227,10 +227,10 @@ class NullBlockCache:
         check_block(data, self._block_bytes)
         row_key_of(key, index)
 
-    def put_object(self, key: str, data: bytes | memoryview) -> None:
+    def put_object(self, key: str, data: Bytes) -> None:
         """Keep nothing."""
 
-    def put_run(self, key: str, first: int, data: bytes | memoryview) -> None:
+    def put_run(self, key: str, first: int, data: Bytes) -> None:
         """Keep nothing."""
 
     def forget(self, key: str) -> None:

@@ -57,7 +57,8 @@ from s3fs_banyan.data.blocks import (
     row_key_range_of,
 )
 from s3fs_banyan.errors import Corrupt
-from s3fs_banyan.writeback import Writeback
+from s3fs_banyan.format.checksum import Bytes
+from s3fs_banyan.gentle_io import Writeback, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -110,9 +111,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]
         filename, path = self.filename(key)
         descriptor = _create(path)
         try:
-            rest = memoryview(value)
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
+            write_all(descriptor, value)
             if self.writes_at_once:
                 self._writeback.write_back(descriptor, len(value))
         except BaseException:
@@ -367,11 +366,11 @@ class DiskBlockCache:
         check_block(data, self._block_bytes)
         self._put_blocks([(row_key_of(key, index), data)])
 
-    def put_object(self, key: str, data: bytes | memoryview) -> None:
+    def put_object(self, key: str, data: Bytes) -> None:
         """Keep all blocks of an object, a few in a transaction."""
         self.put_run(key, 0, data)
 
-    def put_run(self, key: str, first: int, data: bytes | memoryview) -> None:
+    def put_run(self, key: str, first: int, data: Bytes) -> None:
         """Keep neighbouring blocks, a few in a transaction."""
         batch: list[tuple[str, bytes | memoryview]] = []
         for index, block in blocks_of(data, self._block_bytes):

@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from typing import Final
 
 from s3fs_banyan.errors import Misconfigured, StoreError, Throttled, Unavailable
-from s3fs_banyan.remote.base import check_path
+from s3fs_banyan.remote.base import Summed, check_path
 
 _MESSAGE_LENGTH_MAX: Final = 200
 
@@ -65,6 +65,8 @@ def unix_ns(moment: datetime) -> int:
     return int(moment.replace(microsecond=0).timestamp()) * 10**9 + moment.microsecond * 1000
 
 
-def md5_of(data: bytes) -> bytes:
+def md5_of(data: bytes | bytearray | memoryview) -> bytes:
     """Return the MD5 of a body, as stores compare it; it protects from accidents only."""
+    if isinstance(data, Summed):
+        return data.md5
     return hashlib.md5(data, usedforsecurity=False).digest()

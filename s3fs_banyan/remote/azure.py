@@ -168,8 +168,8 @@ class AzureStore:
         if_absent: bool = False,
         storage_class: str = "",
     ) -> FileMeta:
-        sent = data if isinstance(data, bytes) else bytes(data)
-        digest = md5_of(sent)
+        sent = bytes(data)
+        digest = md5_of(data)
         what = f"write {path}"
         blob = self._container.get_blob_client(self._key(path))
         with self._translated(what):
@@ -241,7 +241,7 @@ class AzureStore:
         self._stage(path, _block_id(upload, 0, tier), _MARK, f"begin upload of {path}")
         return upload.hex()
 
-    def upload_part(self, path: str, upload_id: str, number: int, data: bytes) -> str:
+    def upload_part(self, path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
         """Send a part. One for an upload that is gone is taken, and shows in no list."""
         if number < 1:
             raise ValueError(f"part number {number}: parts are counted from 1")
@@ -311,13 +311,13 @@ class AzureStore:
                 if number == 0:
                     yield path, upload.hex(), struct.unpack_from(">Q", upload)[0]
 
-    def _stage(self, path: str, block_id: str, data: bytes, what: str) -> None:
+    def _stage(self, path: str, block_id: str, data: bytes | bytearray, what: str) -> None:
         digest = md5_of(data)
         blob = self._container.get_blob_client(self._key(path))
         with self._translated(what):
             answer = blob.stage_block(
                 block_id,
-                data,
+                bytes(data),
                 length=len(data),
                 headers={"Content-MD5": base64.b64encode(digest).decode("ascii")},
             )

@@ -37,6 +37,18 @@ PART_LENGTH_MAX = 200
 """A local file name has at most 255 bytes, and a directory's gets a mark."""
 
 
+class Summed(bytearray):
+    """A body whose check sums are known already: a store that needs them does not compute them.
+
+    Whoever filled it sets them and changes nothing afterwards. They are sums of what was meant:
+    bytes that rot in memory before they are sent are noticed by the store, or by its answer.
+    """
+
+    __slots__ = ("md5", "sha256")
+    md5: bytes
+    sha256: bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileMeta:
     """What a store knows of one object."""
@@ -141,7 +153,7 @@ class MultipartStore(Protocol):
         """Start a multipart upload and return its upload id."""
         ...
 
-    def upload_part(self, path: str, upload_id: str, number: int, data: bytes) -> str:
+    def upload_part(self, path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
         """Send part `number` (from 1), checked by MD5; return its ETag. Idempotent."""
         ...
 

@@ -141,8 +141,8 @@ class GoogleStore:
         if_absent: bool = False,
         storage_class: str = "",
     ) -> FileMeta:
-        sent = data if isinstance(data, bytes) else bytes(data)
-        digest = md5_of(sent)
+        sent = bytes(data)
+        digest = md5_of(data)
         generation = 0 if if_absent else None
         key = self._key(path)
         what = f"write {path}"

@@ -124,7 +124,7 @@ class HedgeLayer(_Layer):
         size = data.nbytes if isinstance(data, memoryview) else len(data)
         return call() if if_absent else self._raced("write", path, call, size)
 
-    def upload_part(self, path: str, upload_id: str, number: int, data: bytes) -> str:
+    def upload_part(self, path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
         def call() -> str:
             return self._parts.upload_part(path, upload_id, number, data)
 

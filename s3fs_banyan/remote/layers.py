@@ -142,7 +142,7 @@ class _Layer:
             "begin_upload", lambda: parts.begin_upload(path, storage_class=storage_class)
         )
 
-    def upload_part(self, path: str, upload_id: str, number: int, data: bytes) -> str:
+    def upload_part(self, path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
         parts = self._parts
         return self._call(
             "upload_part", lambda: parts.upload_part(path, upload_id, number, data), len(data)

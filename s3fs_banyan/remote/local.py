@@ -29,6 +29,7 @@ from s3fs_banyan.errors import (
     StoreError,
     Unavailable,
 )
+from s3fs_banyan.gentle_io import read_into, write_all
 from s3fs_banyan.remote.base import Capabilities, FileMeta, check_path, check_range
 
 TEMPORARY_NAME: Final = "#tmp"
@@ -94,7 +95,7 @@ class LocalStore:
             temporary = Path(name)
             try:
                 with os.fdopen(fd, "wb", buffering=0) as file:
-                    _write_all(file.fileno(), memoryview(data).cast("B"))
+                    write_all(file.fileno(), memoryview(data).cast("B"))
                     os.fsync(file.fileno())
                     meta = _meta_of(path, os.fstat(file.fileno()))
                 if if_absent:
@@ -241,19 +242,11 @@ def _meta_of(path: str, found: os.stat_result) -> FileMeta:
 
 
 def _read_exactly(fd: int, offset: int, end: int, path: str) -> bytes:
-    pieces = []
-    while offset < end:
-        piece = os.pread(fd, end - offset, offset)
-        if not piece:
-            raise Unavailable(f"{path}: the file ends at byte {offset}, {end} were expected")
-        pieces.append(piece)
-        offset += len(piece)
-    return b"".join(pieces)
-
-
-def _write_all(fd: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(fd, data) :]
+    data = bytearray(end - offset)
+    got = read_into(fd, data, offset)
+    if got != len(data):
+        raise Unavailable(f"{path}: the file ends at byte {offset + got}, {end} were expected")
+    return bytes(data)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -96,7 +96,7 @@ class MemoryStore:
         )
         return upload_id
 
-    def upload_part(self, path: str, upload_id: str, number: int, data: bytes) -> str:
+    def upload_part(self, path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
         if number < 1:
             raise ValueError(f"part number {number}: parts are counted from 1")
         self._upload(path, upload_id).parts[number] = bytes(data)
@@ -164,5 +164,5 @@ class MemoryStore:
         return upload
 
 
-def _md5(data: bytes) -> str:
+def _md5(data: bytes | bytearray) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()

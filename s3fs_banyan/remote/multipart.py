@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from s3fs_banyan.errors import (
     Unavailable,
     UnsupportedVersion,
 )
+from s3fs_banyan.gentle_io import read_into
 from s3fs_banyan.remote.base import FileMeta, MultipartStore, RemoteFileSystem
 from s3fs_banyan.remote.layers import multipart_of
 from s3fs_banyan.remote.transfers import InlineTransfers, Transfers
@@ -284,17 +284,13 @@ def _fitting_part_size(file_size: int, part_size: int) -> int:
     return part_size
 
 
-def _read_part(file: Path, state: UploadState, number: int) -> bytes:
+def _read_part(file: Path, state: UploadState, number: int) -> bytearray:
     """Return the bytes of part `number`; the last is what remains."""
     offset = (number - 1) * state.part_size
     size = min(state.part_size, state.file_size - offset)
+    data = bytearray(size)
     with file.open("rb", buffering=0) as source:
-        pieces = []
-        while size > 0:
-            piece = os.pread(source.fileno(), size, offset)
-            if not piece:
-                raise Corrupt("file to upload", str(file), f"it ends at byte {offset}")
-            pieces.append(piece)
-            offset += len(piece)
-            size -= len(piece)
-    return b"".join(pieces)
+        got = read_into(source.fileno(), data, offset)
+    if got != size:
+        raise Corrupt("file to upload", str(file), f"it ends at byte {offset + got}")
+    return data

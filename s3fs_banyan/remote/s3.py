@@ -254,7 +254,7 @@ class S3Store:
         self._uploads[upload_id] = Upload(checksums)
         return upload_id
 
-    def upload_part(self, path: str, upload_id: str, number: int, data: bytes) -> str:
+    def upload_part(self, path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
         if number < 1:
             raise ValueError(f"part number {number}: parts are counted from 1")
         upload = self._upload(upload_id)
@@ -283,7 +283,7 @@ class S3Store:
         return etag
 
     def _send_part(
-        self, path: str, upload_id: str, number: int, data: bytes, checksums: bool
+        self, path: str, upload_id: str, number: int, data: bytes | bytearray, checksums: bool
     ) -> tuple[Mapping[str, Any], Sums]:
         sums = self._integrity.sums(data, with_sha256=checksums)
         asked: dict[str, Any] = {

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Protocol
 
 from s3fs_banyan.errors import Misconfigured
+from s3fs_banyan.remote.base import Summed
 
 VERIFY_MODES: Final = ("auto", "etag", "checksum", "read-back", "none")
 
@@ -111,6 +112,8 @@ class Integrity:
     def sums(self, data: bytes | bytearray, *, with_sha256: bool | None = None) -> Sums:
         """Return the sums of a body; `with_sha256` None: if it is asked for just now."""
         wanted = self.asks_checksum if with_sha256 is None else with_sha256
+        if isinstance(data, Summed):
+            return Sums(md5=data.md5, sha256=data.sha256 if wanted else None, size=len(data))
         return Sums(
             md5=hashlib.md5(data, usedforsecurity=False).digest(),
             sha256=hashlib.sha256(data).digest() if wanted else None,

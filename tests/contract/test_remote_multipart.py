@@ -215,7 +215,7 @@ def _count_parts(store: RemoteFileSystem) -> list[int]:
     sent: list[int] = []
     original = store.upload_part  # type: ignore[attr-defined]
 
-    def upload_part(path: str, upload_id: str, number: int, data: bytes) -> str:
+    def upload_part(path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
         sent.append(number)
         etag: str = original(path, upload_id, number, data)
         return etag

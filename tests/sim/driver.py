@@ -52,6 +52,7 @@ def random_dials(rng: Random) -> Dials:
         classes=rng.random() < 0.3,
         multipart=rng.choice(("never", "always", "always")),
         part_bytes=rng.choice((4 << 10, 32 << 10)),
+        transfer_s=rng.choice((0.0, 1e9)),
     )
 
 

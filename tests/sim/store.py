@@ -227,7 +227,7 @@ class StoreHandle:
             raise Unavailable(f"injected: {path}: the answer was lost")
         return upload_id
 
-    def upload_part(self, path: str, upload_id: str, number: int, data: bytes) -> str:
+    def upload_part(self, path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
         lost = self._begin(f"part {number} of {upload_id}", path)
         etag = self._store.objects.upload_part(path, upload_id, number, data)
         if lost:

@@ -177,7 +177,7 @@ async def test_the_durable_order_is_the_one_that_is_documented(
             FP_CUT, FP_CUT_SYNCED, FP_DELTA, FP_SEALED, FP_UPLOADED, FP_PUBLISHED, FP_APPLIED,
             FP_RECYCLED,
         ]  # fmt: skip
-        assert [*(tmp_path / "a" / "outbox").iterdir()] == []
+        assert {path.name for path in (tmp_path / "a" / "outbox").iterdir()} <= {"link"}
 
 
 @pytest.mark.parametrize(

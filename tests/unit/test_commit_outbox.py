@@ -11,6 +11,7 @@ import pytest
 
 from s3fs_banyan.app.engine import Engine
 from s3fs_banyan.commit.outbox import Outbox, PackedChunk, PackRecord
+from s3fs_banyan.commit.pack_buffers import PackBuffer
 from s3fs_banyan.commit.sealing import read_pack
 from s3fs_banyan.commit.sending import PackSender, SendPolicy
 from s3fs_banyan.errors import Corrupt, Unavailable, UnsupportedVersion
@@ -57,7 +58,7 @@ class CountingStore(MemoryStore):
             self.sent.append((path, len(data)))
         return super().write(path, data, if_absent=if_absent, storage_class=storage_class)
 
-    def upload_part(self, path: str, upload_id: str, number: int, data: bytes) -> str:
+    def upload_part(self, path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
         if self.parts_left == 0:
             raise Unavailable("the line broke")
         self.parts_left -= 1
@@ -449,7 +450,7 @@ class Line:
         self.now_s += len(data) / self.bytes_per_s
         return self._write(path, data)
 
-    def _timed_part(self, path: str, upload_id: str, number: int, data: bytes) -> str:
+    def _timed_part(self, path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
         self.parts += 1
         self.now_s += len(data) / self.bytes_per_s
         return self._part(path, upload_id, number, data)
@@ -467,7 +468,12 @@ class Line:
 def _send(sender: PackSender, directory: Path, number: int, size: int = 8000) -> PackRecord:
     record = PackRecord(key=pack_key(1, number, f"{number:016x}"), size=size, chain=1)
     Outbox(directory).pack_path(record.key).write_bytes(bytes(size))
-    sender.send_file(record)
+    if sender.goes_in_parts(record):
+        sender.send_parts(record)
+    else:
+        pack = PackBuffer()
+        pack.load(Outbox(directory).pack_path(record.key))
+        sender.send_whole(record, pack)
     sender.note_sent(replace(record, chunks=()))
     return record
 

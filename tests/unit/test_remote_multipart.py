@@ -35,7 +35,7 @@ class Failing(MemoryStore):
         self.loses = loses
         self.sent: list[int] = []
 
-    def upload_part(self, path: str, upload_id: str, number: int, data: bytes) -> str:
+    def upload_part(self, path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
         if number == self.breaks_at:
             raise Unavailable("lost")
         self.sent.append(number)
@@ -126,7 +126,7 @@ def test_upload_that_is_aborted_while_it_runs_is_begun_again(file: Path) -> None
     store.breaks_at = 0
     original, aborted = store.upload_part, [False]
 
-    def upload_part(path: str, upload_id: str, number: int, data: bytes) -> str:
+    def upload_part(path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
         if not aborted[0]:
             aborted[0] = True
             store.abort_upload(path, upload_id)

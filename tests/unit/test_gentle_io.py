@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from s3fs_banyan.writeback import Writeback, write_gently
+from s3fs_banyan.gentle_io import Writeback, write_gently
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (5 << 20) + 123])
