@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from datetime import UTC, datetime
 
 from campaigns.measure import (
     FsyncProbe,
@@ -21,6 +22,7 @@ MIB = 1 << 20
 FSYNC_P50_MS, FSYNC_P99_MS = 1.0, 5.0
 PARTS_MAX = {"measure": 16, "trace": 30}
 SAMPLE_S = 5.0
+SLOWEST = 20
 
 
 def main() -> int:
@@ -80,6 +82,10 @@ def _judge_fsync(running: Session, probe: FsyncProbe) -> None:
     everything = [spent for _, spent in probe.seconds]
     cutting = during(probe, commit_windows(running.mount.log_text()))
     results.facts["fsyncs of the probe"] = f"{len(everything)}, {len(cutting)} beside a commit"
+    slow = sorted((spent, at) for at, spent in probe.seconds if spent * 1e3 > FSYNC_P99_MS)
+    for spent, at in reversed(slow[-SLOWEST:]):
+        when = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+        results.event("slow fsync of the probe", at=when, ms=round(spent * 1e3, 1))
     for name, values in (("probe", everything), ("probe beside a commit", cutting)):
         results.check(f"fsync p50, {name}", percentile(values, 0.5) * 1e3, FSYNC_P50_MS, "ms")
         results.check(f"fsync p99, {name}", percentile(values, 0.99) * 1e3, FSYNC_P99_MS, "ms")

@@ -55,7 +55,13 @@ class History:
 
     def add(self, parent: int, chain: int, op_seq: int, op: Operation, *, machine: str,
             gone: bool) -> Step:  # fmt: skip
-        """Note an operation that was appended to a journal."""
+        """Note an operation that was appended to a journal.
+
+        Two clones may append the same one: to whoever compares, that is one history.
+        """
+        known = self.steps.get(chain)
+        if known is not None and known.parent is self.steps[parent] and known.gone == gone:
+            return known
         step = Step(chain, op_seq, op, self.steps[parent], machine, gone)
         self.steps[chain] = step
         return step
