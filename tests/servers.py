@@ -73,6 +73,8 @@ class _Server:
         self._own_directory = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix=f"{self.name}-"))
         self.log = self.directory / f"{self.name}.log"
+        self.nice = 0
+        """Niceness of the next start: a store lives on a machine of its own elsewhere."""
         self._process: subprocess.Popen[bytes] | None = None
         self._ports: list[int] = []
         self._was_ready = False
@@ -150,7 +152,7 @@ class _Server:
         raise NotImplementedError
 
     def _spawn(self) -> None:
-        command = ["setpriv", "--pdeathsig", "KILL", *self._command()]
+        command = ["setpriv", "--pdeathsig", "KILL", "nice", f"-n{self.nice}", *self._command()]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,

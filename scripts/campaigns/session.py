@@ -123,6 +123,12 @@ def options(description: str, **defaults: float | str) -> argparse.Namespace:
     parser.add_argument(
         "--server-directory", type=Path, help="the server's data, for a store on another disk"
     )
+    parser.add_argument(
+        "--server-nice",
+        type=int,
+        default=0,
+        help="the server's niceness, for a store whose processors are not the mount's",
+    )
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     return parser.parse_args()
@@ -158,7 +164,11 @@ def session(
                         )
                     )
                 )
-            server = stack.enter_context(SeaweedServer(place_of_server))
+            server = SeaweedServer(place_of_server)
+            if chosen.server_nice:
+                server.nice = chosen.server_nice
+                results.facts["niceness of the server"] = server.nice
+            stack.enter_context(server)
             line = stack.enter_context(proxy(server)) if proxy else None
             url = line.endpoint_url if line else ""
             volume = s3_volume(server, directory, small=False, endpoint_url=url)
