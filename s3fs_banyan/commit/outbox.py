@@ -1,6 +1,6 @@
 """The outbox: sealed packs on their way to the store, and a record of how far each one is.
 
-    pack-E-ID-HASH          the sealed pack; gone once it is sent
+    pack-E-ID-HASH          a sealed pack that has to wait, or goes in parts; gone once it is sent
     pack-E-ID-HASH.record   behind which cut it was sealed, the multipart upload with its parts,
                             and, once it is sent, where each chunk lies in it
     link                    how fast the line was: bytes per second of one transfer

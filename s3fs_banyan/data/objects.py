@@ -21,6 +21,7 @@ import trio
 
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import ObjectMissing, StoreError
+from s3fs_banyan.format.checksum import Bytes
 from s3fs_banyan.observe import Metrics
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.runtime import Runtime
@@ -82,8 +83,8 @@ class ObjectReader:
         self._streams: dict[str, _Stream] = {}
         self._went_on = False
         """A stream that was read ahead reached the end of its object just now."""
-        self._arrived: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-        self._used_last: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._arrived: OrderedDict[tuple[str, int], Bytes] = OrderedDict()
+        self._used_last: OrderedDict[tuple[str, int], Bytes] = OrderedDict()
 
     async def read(self, key: str, offset: int, length: int, size: int) -> bytes:
         """Return bytes [offset, offset + length) of an object of `size` bytes.
@@ -118,13 +119,12 @@ class ObjectReader:
                 blocks[i - first] = fetched.get(i, b"")
             break
         self._read_ahead(key, first, last, size)
+        for index in range(first + 1, last):  # the whole of it was read: the kernel has it now
+            self._arrived.pop((key, index), None)
+        for index in {first, last}:
+            self._keep_in_ram(key, index, blocks[index - first] or b"")
         start = offset - first * block_bytes
-        for i, block in enumerate(blocks):
-            self._keep_in_ram(key, first + i, block or b"")
-        if len(blocks) == 1:
-            return (blocks[0] or b"")[start : start + length]
-        data = b"".join(block or b"" for block in blocks)
-        return data[start : start + length]
+        return _cut(blocks, start, start + length)
 
     async def read_afresh(self, key: str, offset: int, length: int) -> bytes:
         """Return what the store says now, past every cache; raises and waits as `read` does.
@@ -134,18 +134,19 @@ class ObjectReader:
         """
         return await self._read_store(key, offset, length)
 
-    def _in_ram(self, key: str, index: int) -> bytes | None:
+    def _in_ram(self, key: str, index: int) -> Bytes | None:
         return self._used_last.get((key, index)) or self._arrived.get((key, index))
 
-    def _keep_in_ram(self, key: str, index: int, block: bytes) -> None:
+    def _keep_in_ram(self, key: str, index: int, block: Bytes) -> None:
         self._arrived.pop((key, index), None)
-        self._keep(self._used_last, (key, index), block, _RAM_BYTES)
+        # Of bytes of its own: a view would keep the whole range that it came in.
+        self._keep(self._used_last, (key, index), bytes(block), _RAM_BYTES)
 
     def _keep(
         self,
-        kept: OrderedDict[tuple[str, int], bytes],
+        kept: OrderedDict[tuple[str, int], Bytes],
         name: tuple[str, int],
-        block: bytes,
+        block: Bytes,
         bytes_max: int,
     ) -> None:
         kept[name] = block
@@ -153,12 +154,12 @@ class ObjectReader:
         while len(kept) * self._cache.block_bytes > bytes_max:
             kept.popitem(last=False)
 
-    def _cached(self, key: str, first: int, last: int) -> list[bytes | None]:
+    def _cached(self, key: str, first: int, last: int) -> list[Bytes | None]:
         return [self._cache.get(key, index) for index in range(first, last + 1)]
 
     # --- fetching ------------------------------------------------------------------------
 
-    async def _fetch(self, key: str, first: int, last: int, size: int) -> dict[int, bytes]:
+    async def _fetch(self, key: str, first: int, last: int, size: int) -> dict[int, Bytes]:
         """Fetch a run of blocks, a little more than asked for, and put it into the cache."""
         first, last = self._run_of(key, first, last, size)
         numbers = [i for i in range(first, last + 1) if (key, i) not in self._in_flight]
@@ -177,15 +178,16 @@ class ObjectReader:
 
     async def _fetch_run(
         self, key: str, first: int, last: int, size: int, event: trio.Event
-    ) -> dict[int, bytes]:
+    ) -> dict[int, Bytes]:
         """Fetch blocks that were begun; who waits has them from RAM before they are cached."""
         block_bytes = self._cache.block_bytes
         try:
             start = first * block_bytes
             length = min((last + 1) * block_bytes, size) - start
             data = await self._read_store(key, start, length)
-            blocks = {
-                first + i: data[i * block_bytes : (i + 1) * block_bytes]
+            view = memoryview(data)
+            blocks: dict[int, Bytes] = {
+                first + i: view[i * block_bytes : (i + 1) * block_bytes]
                 for i in range(-(-len(data) // block_bytes))
             }
             for i, block in blocks.items():
@@ -314,6 +316,17 @@ class ObjectReader:
             for known in [known for known in kept if known[0] == key]:
                 del kept[known]
         await self._runtime.in_thread(self._cache.forget, key)
+
+
+def _cut(blocks: Sequence[Bytes | None], start: int, end: int) -> bytes:
+    """Return bytes [start, end) of neighbouring blocks, each copied once."""
+    parts = []
+    for block in blocks:
+        size = len(block) if block is not None else 0
+        if block is not None and start < size and end > 0:
+            parts.append(memoryview(block)[max(start, 0) : end])
+        start, end = start - size, end - size
+    return b"".join(parts)
 
 
 def _end_of_run(numbers: Sequence[int]) -> int:

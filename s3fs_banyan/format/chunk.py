@@ -10,6 +10,7 @@ the sealed bytes: whoever moves or checks chunks needs no key for it.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import snappy
@@ -146,6 +147,31 @@ def decode_frame(
     if len(raw) != frame.raw_length:
         raise Corrupt("frame", key, f"chunk {chunk_id} frame {index} decodes to {len(raw)} bytes")
     return raw
+
+
+def are_plain(frames: Sequence[Frame]) -> bool:
+    """Tell whether the stored bytes of all these frames are their bytes."""
+    return all(
+        frame.codec == CODEC_RAW and not frame.cipher and frame.stored_length == frame.raw_length
+        for frame in frames
+    )
+
+
+def verify_plain(
+    chunk_id: int, first: int, frames: Sequence[Frame], stored: Bytes, key: str
+) -> None:
+    """Verify the run of neighbouring plain frames from number `first` on, without a copy.
+
+    Raises `Corrupt`.
+    """
+    view = memoryview(stored)
+    start = frames[0].offset
+    for index, frame in enumerate(frames, first):
+        piece = view[frame.offset - start : frame.offset - start + frame.stored_length]
+        if len(piece) != frame.stored_length:
+            raise Corrupt("frame", key, f"chunk {chunk_id} frame {index} is {len(piece)} bytes")
+        if xxh3(piece, seed=frame_seed(chunk_id, index)) != frame.checksum:
+            raise Corrupt("frame", key, f"checksum of chunk {chunk_id} frame {index} differs")
 
 
 def _unsealed(

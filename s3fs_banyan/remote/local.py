@@ -242,7 +242,7 @@ def _meta_of(path: str, found: os.stat_result) -> FileMeta:
 
 
 def _read_exactly(fd: int, offset: int, end: int, path: str) -> bytes:
-    data = bytearray(end - offset)
+    data = bytearray(max(0, end - offset))
     got = read_into(fd, data, offset)
     if got != len(data):
         raise Unavailable(f"{path}: the file ends at byte {offset + got}, {end} were expected")

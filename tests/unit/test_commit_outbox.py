@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from s3fs_banyan.app.engine import Engine
+from s3fs_banyan.commit import sealing
 from s3fs_banyan.commit.outbox import Outbox, PackedChunk, PackRecord
 from s3fs_banyan.commit.pack_buffers import PackBuffer
-from s3fs_banyan.commit.sealing import read_pack
+from s3fs_banyan.commit.sealing import SealedPack, read_pack
 from s3fs_banyan.commit.sending import PackSender, SendPolicy
+from s3fs_banyan.commit.worker import Worker
 from s3fs_banyan.errors import Corrupt, Unavailable, UnsupportedVersion
 from s3fs_banyan.format.commit import encode_footer
 from s3fs_banyan.format.keys import PACK_PREFIX, log_key, pack_key, parse_pack_key
@@ -139,6 +142,95 @@ def epochs(keys: list[str]) -> set[int]:
 
 def outbox_of(world: World) -> Outbox:
     return Outbox(world.root / "a" / "outbox")
+
+
+# --- packs in memory -----------------------------------------------------------------------
+
+
+async def sealed_in_memory(engine: Engine, world: World) -> tuple[Worker, SealedPack, Path]:
+    """Begin a commit on a quick line and seal its first pack."""
+    outbox_of(world).store_link(1e12)
+    committer = engine.committer
+    cut = await committer._cut()
+    await engine.state.journal.wait_synced(cut.op_seq)
+    counts = await committer._delta(cut)
+    worker = committer._worker
+    assert await worker.begin(committer._seal_job(cut, counts)) == 4
+    pack = await worker.seal_pack(0)
+    assert pack is not None
+    path = outbox_of(world).pack_path(pack.key)
+    assert not path.exists()
+    known = outbox_of(world).keys()
+    assert pack.key in known
+    return worker, pack, path
+
+
+async def test_a_pack_that_is_sent_at_once_is_never_on_the_disk(
+    world: World, store: CountingStore
+) -> None:
+    """It would be written, read twice and removed. What was sent is recorded all the same."""
+    async with running(world.context()) as engine:
+        await fill(engine)
+        worker, pack, path = await sealed_in_memory(engine, world)
+        await worker.upload(pack)
+        assert not path.exists()
+        [record] = [r for r in outbox_of(world).records() if r.key == pack.key]
+        assert record.chunks
+        assert store.packs() == [pack.key]
+        await worker.end()
+    async with running(world.context()) as engine:
+        await engine.committer.take_epoch()
+        await engine.committer.commit_once()
+        assert [key for key, _ in store.sent].count(pack.key) == 1
+        assert engine.ctx.metrics.packs_reused.read() == 1
+    await check_elsewhere(world, FILES)
+
+
+async def test_a_pack_that_could_not_be_sent_is_laid_down_and_outlives_a_death(
+    world: World, store: CountingStore
+) -> None:
+    async with running(world.context()) as engine:
+        await fill(engine)
+        worker, pack, path = await sealed_in_memory(engine, world)
+        store.is_away = True
+        with pytest.raises(Unavailable):
+            await worker.upload(pack)
+        [record] = [r for r in outbox_of(world).records() if r.key == pack.key]
+        assert read_pack(path, record, engine.ctx.cipher)
+        with pytest.raises(Unavailable):
+            await worker.upload(pack)
+        assert path.exists()
+        await worker.end()
+    store.is_away = False
+    async with running(world.context()) as engine:
+        await engine.committer.take_epoch()
+        await engine.committer.commit_once()
+        assert pack.key in store.packs()
+    await check_elsewhere(world, FILES)
+
+
+@pytest.mark.allow_log_warnings
+async def test_a_pack_that_the_disk_has_no_room_for_waits_in_memory(
+    world: World, store: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk must not lose what the next attempt would have sent."""
+
+    def refuse(path: Path, data: object) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with running(world.context()) as engine:
+        await fill(engine)
+        worker, pack, path = await sealed_in_memory(engine, world)
+        store.is_away = True
+        monkeypatch.setattr(sealing, "write_gently", refuse)
+        with pytest.raises(Unavailable):
+            await worker.upload(pack)
+        assert not path.exists()
+        store.is_away = False
+        await worker.upload(pack)
+        assert store.packs() == [pack.key]
+        await worker.end()
 
 
 # --- reuse ---------------------------------------------------------------------------------

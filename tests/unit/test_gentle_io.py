@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from s3fs_banyan.gentle_io import Writeback, write_gently
+from s3fs_banyan.gentle_io import (
+    Writeback,
+    read_gently,
+    read_into,
+    write_all,
+    write_gently,
+)
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (5 << 20) + 123])
@@ -40,3 +46,45 @@ def test_a_refused_write_is_an_error(tmp_path: Path) -> None:
         write_gently(tmp_path / "missing" / "file", b"data")
     with Path("/dev/full").open("wb"), pytest.raises(OSError, match="No space"):
         write_gently(Path("/dev/full"), b"data")
+
+
+def test_no_call_is_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that does not preempt itself keeps the processor from all others until it ends."""
+    longest = 0
+    write, preadv = os.write, os.preadv
+
+    def noted_write(descriptor: int, data: memoryview) -> int:
+        nonlocal longest
+        longest = max(longest, len(data))
+        return write(descriptor, data)
+
+    def noted_preadv(descriptor: int, buffers: tuple[memoryview, ...], position: int) -> int:
+        nonlocal longest
+        longest = max(longest, sum(map(len, buffers)))
+        return preadv(descriptor, buffers, position)
+
+    monkeypatch.setattr(os, "write", noted_write)
+    monkeypatch.setattr(os, "preadv", noted_preadv)
+    data, path = os.urandom((3 << 20) + 5), tmp_path / "file"
+    write_gently(path, data)
+    with path.open("rb") as file:
+        buffer = bytearray(len(data) + 10)
+        assert read_into(file.fileno(), buffer, 0) == len(data)
+        assert buffer[: len(data)] == data
+        middle = bytearray(1000)
+        assert read_into(file.fileno(), middle, 1 << 20) == 1000
+        assert middle == data[1 << 20 : (1 << 20) + 1000]
+    assert read_gently(path) == data
+    assert 0 < longest <= 1 << 18
+
+
+def test_a_write_that_takes_a_part_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """write(2) may take less than it was given."""
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[: max(1, len(data) // 3)]))
+    data = os.urandom(10_000)
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        write_all(file.fileno(), data)
+    assert (tmp_path / "file").read_bytes() == data
