@@ -8,9 +8,10 @@ from random import Random
 
 import trio
 
+from tests.sim.dials import Dials
 from tests.sim.runtime import Life, now_s
 from tests.sim.store import StoreFaults
-from tests.sim.world import Dials, Machine, MountFailed, Plan, World, run_world
+from tests.sim.world import Machine, MountFailed, Plan, World, run_world
 
 _ENDS = ("crash", "crash", "power", "power", "stop", "drain", "lost", "overlap", "clone")
 _MOUNT_TRIES = 6

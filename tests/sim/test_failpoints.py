@@ -10,9 +10,10 @@ import pytest
 
 import s3fs_banyan.commit
 from s3fs_banyan.runtime import FAILPOINTS
+from tests.sim.dials import Dials
 from tests.sim.driver import finish, mount
 from tests.sim.runtime import now_s
-from tests.sim.world import Dials, Machine, Plan, World, run_world
+from tests.sim.world import Machine, Plan, World, run_world
 
 for _module in pkgutil.iter_modules(s3fs_banyan.commit.__path__, "s3fs_banyan.commit."):
     if not _module.name.endswith("_main"):

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.sim.dials import Dials
 from tests.sim.driver import finish, mount, run_seed
 from tests.sim.runtime import now_s
 from tests.sim.store import StoreFaults
-from tests.sim.world import Dials, Plan, World, run_world
+from tests.sim.world import Plan, World, run_world
 
 pytestmark = pytest.mark.allow_log_warnings
 

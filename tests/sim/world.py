@@ -27,7 +27,6 @@ from s3fs_banyan.commit.classes import ClassPolicy
 from s3fs_banyan.commit.context import Context, EngineSettings
 from s3fs_banyan.commit.local import LocalDirectory
 from s3fs_banyan.commit.sealing import Sealing
-from s3fs_banyan.commit.sending import Multipart
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.commit.worker import InlineWorker
 from s3fs_banyan.data.blocks import MemoryBlockCache
@@ -43,6 +42,7 @@ from s3fs_banyan.vfs.filesystem import FileSystem
 from tests.model.reference import ReferenceFS
 from tests.sim.classes import CLASSES
 from tests.sim.clients import Client
+from tests.sim.dials import Dials
 from tests.sim.disk import SimDisk, SimDiskHandle
 from tests.sim.history import History, Step
 from tests.sim.invariants import check_rows, check_state, check_store, check_tree
@@ -52,40 +52,6 @@ from tests.sim.store import SimStore, StoreFaults, StoreHandle
 
 _VOLUME = VolumeDescriptor(volume_id="5" * 32, created_ns=BASE_NS, pack_bytes=128 << 10)
 _CIPHER = Cipher(bytes(range(32)), bytes.fromhex(_VOLUME.volume_id))
-
-
-@dataclass(slots=True, kw_only=True)
-class Dials:
-    """How a world is; drawn from its seed."""
-
-    clients: int = 2
-    pause_s: float = 0.2
-    bytes_max: int = 20_000
-    segment_bytes: int = 128 << 10
-    local_cut_bytes: int = 256 << 10
-    inline_bytes_max: int = 200_000
-    commit_interval_s: float = 2.0
-    checkpoint_commits_max: int = 3
-    window_s: float = 15.0
-    hourly_s: float = 0.0
-    grace_s: float = 5.0
-    every_s: float = 4.0
-    ram_bytes: int = 64 << 10
-    remote: bool = False
-    crash_chance: float = 0.0
-    sync_fails: float = 0.0
-    sync_failures_stay: bool = True
-    """Pages dropped by a failed sync stay lost after a restart (else the kernel tries again)."""
-    check_chance: float = 0.05
-    classes: bool = False
-    """Rules send larger files, and what compaction moves, to packs of other classes."""
-    encrypted: bool = False
-    """Whether the volume is encrypted on the client's side."""
-    multipart: Multipart = "always"
-    part_bytes: int = 16 << 10
-    transfer_s: float = 0.0
-    """How long a transfer seems to take: packs go from RAM if that is less than two seconds."""
-    faults: StoreFaults = field(default_factory=StoreFaults)
 
 
 @dataclass(slots=True, kw_only=True)
