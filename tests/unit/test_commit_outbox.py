@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,17 +13,13 @@ import pytest
 from s3fs_banyan.app.engine import Engine
 from s3fs_banyan.commit import sealing
 from s3fs_banyan.commit.outbox import Outbox, PackedChunk, PackRecord
-from s3fs_banyan.commit.pack_buffers import PackBuffer
 from s3fs_banyan.commit.sealing import SealedPack, read_pack
-from s3fs_banyan.commit.sending import PackSender, SendPolicy
 from s3fs_banyan.commit.worker import Worker
 from s3fs_banyan.errors import Corrupt, Unavailable, UnsupportedVersion
 from s3fs_banyan.format.commit import encode_footer
 from s3fs_banyan.format.keys import PACK_PREFIX, log_key, pack_key, parse_pack_key
-from s3fs_banyan.remote.base import FileMeta
-from s3fs_banyan.remote.memory import MemoryStore
 from s3fs_banyan.remote.multipart import PartDone, UploadState
-from s3fs_banyan.remote.transfers import InlineTransfers
+from tests.unit.counting_store import CountingStore
 from tests.unit.engine_kit import (
     ROOT,
     World,
@@ -36,45 +32,6 @@ from tests.unit.engine_kit import (
 MIB = 1 << 20
 PART = 256 << 10
 FILES = {b"file-%d" % number: os.urandom(700_000) for number in range(4)}
-
-
-class CountingStore(MemoryStore):
-    """Notes the bytes of every pack and part that is sent, and breaks off when told to."""
-
-    def __init__(self, clock: Callable[[], int]) -> None:
-        super().__init__(clock=clock)
-        self.sent: list[tuple[str, int]] = []
-        self.parts_left = -1
-        self.is_away = False
-
-    def write(
-        self,
-        path: str,
-        data: bytes | bytearray | memoryview,
-        *,
-        if_absent: bool = False,
-        storage_class: str = "",
-    ) -> FileMeta:
-        if path.startswith(PACK_PREFIX):
-            if self.is_away:
-                raise Unavailable("the store is away")
-            self.sent.append((path, len(data)))
-        return super().write(path, data, if_absent=if_absent, storage_class=storage_class)
-
-    def upload_part(self, path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
-        if self.parts_left == 0:
-            raise Unavailable("the line broke")
-        self.parts_left -= 1
-        self.sent.append((path, len(data)))
-        return super().upload_part(path, upload_id, number, data)
-
-    @property
-    def pack_bytes_sent(self) -> int:
-        return sum(size for _, size in self.sent)
-
-    def packs(self) -> list[str]:
-        """Return the keys of the packs that are there."""
-        return [meta.path for meta in self.list(PACK_PREFIX)]
 
 
 @pytest.fixture
@@ -518,103 +475,6 @@ async def test_reclaim_spares_the_outbox_and_aborts_what_nobody_will_finish(
         await engine.committer.commit_once()
     assert store.packs() == waiting
     await check_elsewhere(world, FILES)
-
-
-# --- when in parts -------------------------------------------------------------------------
-
-
-class Line:
-    """A clock, and a store that takes time by the byte."""
-
-    def __init__(self, bytes_per_s: float) -> None:
-        self.now_s = 0.0
-        self.bytes_per_s = bytes_per_s
-        self.store = CountingStore(clock=lambda: 0)
-        self.puts = 0
-        self.parts = 0
-        self._write, self._part = self.store.write, self.store.upload_part
-        self.store.write = self._timed_write  # type: ignore[method-assign,assignment]
-        self.store.upload_part = self._timed_part  # type: ignore[method-assign]
-
-    def _timed_write(self, path: str, data: bytes, *, storage_class: str = "") -> FileMeta:
-        assert not storage_class
-        self.puts += 1
-        self.now_s += len(data) / self.bytes_per_s
-        return self._write(path, data)
-
-    def _timed_part(self, path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
-        self.parts += 1
-        self.now_s += len(data) / self.bytes_per_s
-        return self._part(path, upload_id, number, data)
-
-    def sender(self, directory: Path, **policy: object) -> PackSender:
-        return PackSender(
-            self.store,
-            Outbox(directory),
-            policy=SendPolicy(**({"part_bytes": 1000} | policy)),  # type: ignore[arg-type]
-            transfers=InlineTransfers(),
-            clock=lambda: self.now_s,
-        )
-
-
-def _send(sender: PackSender, directory: Path, number: int, size: int = 8000) -> PackRecord:
-    record = PackRecord(key=pack_key(1, number, f"{number:016x}"), size=size, chain=1)
-    Outbox(directory).pack_path(record.key).write_bytes(bytes(size))
-    if sender.goes_in_parts(record):
-        sender.send_parts(record)
-    else:
-        pack = PackBuffer()
-        pack.load(Outbox(directory).pack_path(record.key))
-        sender.send_whole(record, pack)
-    sender.note_sent(replace(record, chunks=()))
-    return record
-
-
-@pytest.mark.parametrize(
-    ("bytes_per_s", "policy", "puts", "parts"),
-    [
-        (8000 / 19, "auto", 16, 0),
-        (8000 / 21, "auto", 1, 120),
-        (8000 / 19, "always", 0, 128),
-        (8000 / 21, "never", 16, 0),
-    ],
-)
-def test_a_pack_is_one_put_unless_the_line_is_slow(
-    tmp_path: Path, bytes_per_s: float, policy: str, puts: int, parts: int
-) -> None:
-    """Parts are billed one by one; a PUT that takes long is likely to be broken off."""
-    line = Line(bytes_per_s)
-    sender = line.sender(tmp_path, multipart=policy)
-    for number in range(16):
-        _send(sender, tmp_path, number)
-    assert (line.puts, line.parts) == (puts, parts)
-
-
-def test_the_next_life_knows_how_fast_the_line_is(tmp_path: Path) -> None:
-    line = Line(100.0)
-    _send(line.sender(tmp_path), tmp_path, 1)
-    Outbox(tmp_path).tidy()
-    _send(line.sender(tmp_path), tmp_path, 2)
-    assert (line.puts, line.parts) == (1, 8)
-
-
-def test_a_put_that_failed_is_repeated_in_parts(tmp_path: Path) -> None:
-    """On a line that breaks, what got through shall stay."""
-    line = Line(1e9)
-    sender = line.sender(tmp_path)
-    line.store.is_away = True
-    with pytest.raises(Unavailable):
-        _send(sender, tmp_path, 1)
-    line.store.is_away = False
-    _send(sender, tmp_path, 1)
-    assert line.parts == 8
-
-
-def test_a_small_pack_never_goes_in_parts(tmp_path: Path) -> None:
-    line = Line(1.0)
-    sender = line.sender(tmp_path, multipart="always")
-    _send(sender, tmp_path, 1, size=1000)
-    assert line.parts == 0
 
 
 # --- records -------------------------------------------------------------------------------
