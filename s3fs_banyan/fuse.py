@@ -40,7 +40,7 @@ _CROWD: Final = 0.4
 _YIELD_NS: Final = 1_000_000
 """Other tasks and threads get a turn at least this often while requests keep coming."""
 _LOST_NS: Final = 500_000
-"""A processor that was given up is back within microseconds, unless somebody else computes on it."""
+"""Who gives up a processor has it back within microseconds, unless somebody computes on it."""
 _AWAY_NS_MIN: Final = 100_000_000
 _AWAY_NS_MAX: Final = 1_600_000_000
 _HAND_OVER_NS: Final = 50_000
