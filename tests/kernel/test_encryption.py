@@ -51,7 +51,8 @@ def write_files(top: Path) -> None:
     file = inner / "readable-file-name"
     file.write_bytes(CONTENT * 3000)
     (inner / "little").write_bytes(LITTLE)
-    (inner / "noise").write_bytes(os.urandom(6 << 20) + CONTENT * 2000)
+    # So much that a part of it goes into a pack, wherever a cut divides it.
+    (inner / "noise").write_bytes(os.urandom(16 << 20) + CONTENT * 2000)
     os.setxattr(file, "user.readable-attribute", b"readable-value")
     (inner / "link").symlink_to("readable-link-target")
 
