@@ -455,8 +455,8 @@ class _RequestWait(trio.abc.Instrument):
     def _stay_away(self, now_ns: int) -> None:
         """Somebody computes on this processor, and who yields to him gets it back a tick later.
 
-        Whatever the niceness of both (since Linux 6.18 who yields forfeits his turn). Who sleeps
-        is woken at once, so for a while that is what is done; longer if it happens soon again.
+        Whatever the niceness of both: seen on Linux 6.18. Who sleeps is woken at once, so for a
+        while that is what is done; longer if it happens soon again.
         """
         is_soon = now_ns - self._away_until_ns < _AWAY_NS_MAX
         self._away_ns = min(2 * self._away_ns, _AWAY_NS_MAX) if is_soon else _AWAY_NS_MIN

@@ -23,7 +23,7 @@ from typing import Final
 
 Bytes = bytes | bytearray | memoryview
 
-_CALL_BYTES: Final = 1 << 18
+CALL_BYTES: Final = 1 << 18
 """Copied within a tenth of a millisecond or two, the memory that it needs included."""
 _PIECE_BYTES: Final = 1 << 20
 _ALL_OF_IT: Final = 7
@@ -58,7 +58,7 @@ def write_all(descriptor: int, data: Bytes) -> None:
     view = memoryview(data)
     position = 0
     while position < len(view):
-        position += os.write(descriptor, view[position : position + _CALL_BYTES])
+        position += os.write(descriptor, view[position : position + CALL_BYTES])
 
 
 def read_into(descriptor: int, buffer: bytearray | memoryview, position: int) -> int:
@@ -69,7 +69,7 @@ def read_into(descriptor: int, buffer: bytearray | memoryview, position: int) ->
     view = memoryview(buffer)
     count = 0
     while count < len(view):
-        got = os.preadv(descriptor, (view[count : count + _CALL_BYTES],), position + count)
+        got = os.preadv(descriptor, (view[count : count + CALL_BYTES],), position + count)
         if not got:
             break
         count += got
@@ -80,7 +80,7 @@ def read_gently(path: Path) -> bytes:
     """Return a file's bytes, read in short calls. Raises `OSError`. Blocks."""
     pieces = []
     with path.open("rb", buffering=0) as file:
-        while piece := file.read(_CALL_BYTES):
+        while piece := file.read(CALL_BYTES):
             pieces.append(piece)
     return b"".join(pieces)
 

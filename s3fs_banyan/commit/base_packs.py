@@ -12,6 +12,7 @@ from typing import Final
 from s3fs_banyan.errors import ObjectMissing
 from s3fs_banyan.format.checksum import Bytes
 from s3fs_banyan.format.keys import BASE_PACK_PREFIX, base_pack_key
+from s3fs_banyan.gentle_io import CALL_BYTES
 from s3fs_banyan.journal.disk import Disk
 
 _PIECE_BYTES: Final = 1 << 20
@@ -42,8 +43,10 @@ class BasePacks:
         try:
             view = memoryview(data)
             for position in range(0, len(view), _PIECE_BYTES):
-                file.pwritev((view[position : position + _PIECE_BYTES],), position)
-                file.datasync()  # piece by piece: see gentle_io.py
+                piece = view[position : position + _PIECE_BYTES]
+                for begin in range(0, len(piece), CALL_BYTES):
+                    file.pwritev((piece[begin : begin + CALL_BYTES],), position + begin)
+                file.datasync()
         finally:
             file.close()
         self._disk.sync_directory(self._directory)

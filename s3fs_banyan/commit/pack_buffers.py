@@ -20,11 +20,15 @@ _READ_BYTES = 1 << 20
 class PackBuffer(Summed):
     """One pack in memory. Its sums grow with it, so that each byte is looked at once."""
 
-    __slots__ = ("_end", "_md5", "_sha256")
+    __slots__ = ("_end", "_md5", "_sha256", "_summed")
 
-    def begin(self) -> None:
-        """Begin a new pack; the memory of the one before is used again."""
+    def begin(self, *, summed: bool = True) -> None:
+        """Begin a new pack; the memory of the one before is used again.
+
+        Without sums it is not to be sent: they would cost more than all else that is done to it.
+        """
         self._end = 0
+        self._summed = summed
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._sha256 = hashlib.sha256()
 
@@ -33,18 +37,20 @@ class PackBuffer(Summed):
         end = self._end + len(piece)
         self[self._end : end] = piece
         self._end = end
-        self._md5.update(piece)
-        self._sha256.update(piece)
+        if self._summed:
+            self._md5.update(piece)
+            self._sha256.update(piece)
 
     def finish(self) -> None:
         """End the pack: from now on the buffer is exactly it, with its sums."""
         del self[self._end :]
-        self.md5 = self._md5.digest()
-        self.sha256 = self._sha256.digest()
+        if self._summed:
+            self.md5 = self._md5.digest()
+            self.sha256 = self._sha256.digest()
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path, *, summed: bool = True) -> None:
         """Make it the pack that lies there. Raises `OSError`. Blocks."""
-        self.begin()
+        self.begin(summed=summed)
         piece = bytearray(_READ_BYTES)
         with path.open("rb", buffering=0) as file:
             while got := read_into(file.fileno(), piece, self._end):
@@ -59,11 +65,11 @@ class PackBuffers:
         self._lock = Lock()
         self._free: list[PackBuffer] = []
 
-    def take(self) -> PackBuffer:
+    def take(self, *, summed: bool = True) -> PackBuffer:
         """Return a buffer, begun; give it back when nobody looks at it any more."""
         with self._lock:
             buffer = self._free.pop() if self._free else PackBuffer()
-        buffer.begin()
+        buffer.begin(summed=summed)
         return buffer
 
     def give_back(self, buffer: PackBuffer) -> None:

@@ -198,7 +198,7 @@ class Sealing:
             ready = self._ready[number]
             return SealedPack(number=number, key=ready.key, size=ready.size)
         group = self._groups[number - len(self._ready)]
-        buffer = self._buffers.take()
+        buffer = self._buffers.take(summed=not self._job.first_base_pack)
         chunks = self._fill(buffer, group.items)
         self._groups[number - len(self._ready)] = Group(items=[])
         size = len(buffer)
@@ -259,7 +259,7 @@ class Sealing:
             if self._job.keep_in_outbox:
                 self._sender.note_sent(record)
             self._pack_records[key] = record
-        buffer = self._in_ram.pop(key, None) or self._loaded(key)
+        buffer = self._in_ram.pop(key, None) or self._loaded(key, summed=False)
         self._cache.put_object(key, buffer)
         self._buffers.give_back(buffer)
         self._outbox.pack_path(key).unlink(missing_ok=True)
@@ -271,7 +271,7 @@ class Sealing:
             if self._sender.goes_in_parts(record):
                 self._sender.send_parts(record)
                 return
-            self._in_ram[key] = self._loaded(key)
+            self._in_ram[key] = self._loaded(key, summed=True)
         try:
             self._sender.send_whole(record, self._in_ram[key])
         except StoreError:
@@ -285,9 +285,9 @@ class Sealing:
                     self._outbox.pack_path(key).unlink(missing_ok=True)
             raise
 
-    def _loaded(self, key: str) -> PackBuffer:
+    def _loaded(self, key: str, *, summed: bool) -> PackBuffer:
         buffer = self._buffers.take()
-        buffer.load(self._outbox.pack_path(key))
+        buffer.load(self._outbox.pack_path(key), summed=summed)
         return buffer
 
     def _next_pack_id(self) -> int:

@@ -32,6 +32,7 @@ from s3fs_banyan.format.record import (
     encode_segment_header,
     peek_record,
 )
+from s3fs_banyan.gentle_io import CALL_BYTES
 from s3fs_banyan.journal.disk import Disk, DiskFile, datasync_all
 from s3fs_banyan.journal.replay import FoundSegment, RawRecord
 from s3fs_banyan.model import Operation
@@ -40,7 +41,6 @@ from s3fs_banyan.runtime import Runtime
 PAGE_BYTES = 4096
 _PADDING = bytes(PAGE_BYTES)
 _FILL_BYTES = 1 << 20
-_CALL_BYTES = 1 << 18
 _INLINE_SYNC_BYTES_MAX = 256 * 1024
 _INLINE_SYNC_NS_MAX = 700_000
 _UNSYNCED_BYTES_MAX = 64 << 20
@@ -498,8 +498,8 @@ class Journal:
     @staticmethod
     def _fill(file: DiskFile, begin: int, end: int) -> None:
         """Fill a part of a segment file and sync it; blocks."""
-        for position in range(begin, end, _CALL_BYTES):  # short calls: see gentle_io.py
-            file.pwritev((bytes(min(_CALL_BYTES, end - position)),), position)
+        for position in range(begin, end, CALL_BYTES):
+            file.pwritev((bytes(min(CALL_BYTES, end - position)),), position)
         file.datasync()
 
     def _notify(self) -> None:
