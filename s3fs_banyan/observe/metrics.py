@@ -180,21 +180,23 @@ class _Family:
 
     def collect(self) -> Metric:
         """Return the family in prometheus_client's form."""
-        spec = self.spec
-        names = list(spec.labels)
-        series = sorted(self.series.items())
-        if spec.kind == "histogram":
-            histogram = HistogramMetricFamily(spec.full_name, spec.help, labels=names)
-            for labels, one in series:
-                if isinstance(one, Histogram):
-                    histogram.add_metric(labels, _cumulated(one), sum_value=one.total_s)
-            return histogram
-        made = CounterMetricFamily if spec.kind == "counter" else GaugeMetricFamily
-        family = made(spec.full_name, spec.help, labels=names)
-        for labels, one in series:
-            if isinstance(one, Counter):
+        family = _without_series(self.spec)
+        for labels, one in sorted(self.series.items()):
+            if isinstance(one, Histogram) and isinstance(family, HistogramMetricFamily):
+                family.add_metric(labels, _cumulated(one), sum_value=one.total_s)
+            elif isinstance(one, Counter) and not isinstance(family, HistogramMetricFamily):
                 family.add_metric(labels, one.read())
         return family
+
+
+def _without_series(
+    spec: MetricSpec,
+) -> HistogramMetricFamily | CounterMetricFamily | GaugeMetricFamily:
+    labels = list(spec.labels)
+    if spec.kind == "histogram":
+        return HistogramMetricFamily(spec.full_name, spec.help, labels=labels)
+    made = CounterMetricFamily if spec.kind == "counter" else GaugeMetricFamily
+    return made(spec.full_name, spec.help, labels=labels)
 
 
 def _cumulated(histogram: Histogram) -> list[tuple[str, float]]:
@@ -431,7 +433,7 @@ class Metrics:
 
     def describe(self) -> Sequence[Metric]:
         """Return the names for the registry, without reading a value."""
-        return [_Family(spec).collect() for spec in METRICS]
+        return [_without_series(spec) for spec in METRICS]
 
     def render(self) -> str:
         """Return what a scrape returns."""

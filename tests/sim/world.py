@@ -564,6 +564,7 @@ def run_world(
     scheduler = trio._core._run
     setattr(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", True)  # noqa: B010  # Final, for others
     scheduler._r.seed(f"{seed}/scheduler")
+    gc.collect()  # the world before this one, or it would be frozen: 3 MB each, for ever
     gc.freeze()
     try:
         # A ballast of full size in RAM would be a quarter of the work of a world.

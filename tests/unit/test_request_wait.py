@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from s3fs_banyan import fuse
+from s3fs_banyan import request_wait
 
 MS = 1_000_000
 
@@ -42,10 +42,10 @@ async def _never() -> bool:
     raise AssertionError("nobody sleeps here")
 
 
-def searcher(clock: Clock, fd: int, monkeypatch: pytest.MonkeyPatch) -> fuse._RequestWait:
-    monkeypatch.setattr(fuse, "monotonic_ns", clock.read)
+def searcher(clock: Clock, fd: int, monkeypatch: pytest.MonkeyPatch) -> request_wait.RequestWait:
+    monkeypatch.setattr(request_wait, "monotonic_ns", clock.read)
     monkeypatch.setattr(os, "sched_yield", clock.give_up)
-    return fuse._RequestWait(fd, _never, lambda: None)
+    return request_wait.RequestWait(fd, _never, lambda: None)
 
 
 def test_an_idle_processor_is_searched_each_time(
