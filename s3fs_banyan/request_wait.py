@@ -18,10 +18,6 @@ _CROWD: Final = 0.4
 """Above this share many callers are at work: they need the processor, and the queue is full."""
 _YIELD_NS: Final = 1_000_000
 """Other tasks and threads get a turn at least this often while requests keep coming."""
-_LOST_NS: Final = 500_000
-"""Who gives up a processor has it back within microseconds, unless somebody computes on it."""
-_AWAY_NS_MIN: Final = 100_000_000
-_AWAY_NS_MAX: Final = 1_600_000_000
 _HAND_OVER_NS: Final = 50_000
 """Who slept for so long let threads have the interpreter's lock meanwhile."""
 
@@ -60,9 +56,6 @@ class RequestWait(trio.abc.Instrument):
         """When threads last had a chance to take the interpreter's lock."""
         self._looked_ns = 0
         """When the event loop last looked for what else there is to do."""
-        self._away_ns = _AWAY_NS_MIN
-        self._away_until_ns = 0
-        """Until when nobody looks for requests, since the processor is needed."""
         self._paid = 0.0
         """Share of the last searches that found a request: 0 to 1."""
         self._crowd = 0.0
@@ -121,8 +114,6 @@ class RequestWait(trio.abc.Instrument):
 
     def _look(self, begin_ns: int) -> bool:
         """Look for the next request; gives up the sooner the less often it paid."""
-        if begin_ns < self._away_until_ns:
-            return False
         poll = self._poll
         until_ns = begin_ns + _SPIN_NS_MIN + int(self._paid * _SPIN_NS)
         now_ns = begin_ns
@@ -130,21 +121,7 @@ class RequestWait(trio.abc.Instrument):
             if poll(0):
                 self._paid += (1.0 - self._paid) / 16
                 return True
-            yielded_ns = now_ns
             os.sched_yield()  # whoever will send the next request may need this processor
             now_ns = monotonic_ns()
-            if now_ns - yielded_ns > _LOST_NS:
-                self._stay_away(now_ns)
-                return bool(poll(0))
         self._paid -= self._paid / 16
         return False
-
-    def _stay_away(self, now_ns: int) -> None:
-        """Somebody computes on this processor, and who yields to him gets it back a tick later.
-
-        Whatever the niceness of both: seen on Linux 6.18. Who sleeps is woken at once, so for a
-        while that is what is done; longer if it happens soon again.
-        """
-        is_soon = now_ns - self._away_until_ns < _AWAY_NS_MAX
-        self._away_ns = min(2 * self._away_ns, _AWAY_NS_MAX) if is_soon else _AWAY_NS_MIN
-        self._away_until_ns = now_ns + self._away_ns
