@@ -166,8 +166,13 @@ class Committer:
             await self._fenced(error)
 
     async def _wait_due(self) -> None:
-        """Wait until something is dirty and the interval has passed, or someone waits."""
+        """Wait until something is dirty and the interval has passed, or someone waits.
+
+        A journal that grows fast meanwhile is reason to see whether the store is there: if it is
+        not, local cuts must not wait for the interval.
+        """
         state, settings = self._state, self._ctx.settings
+        has_asked = False
         while True:
             if (
                 not state.oldest_uncommitted_ns
@@ -183,6 +188,10 @@ class Committer:
                 return
             if state.uncommitted_bytes > settings.dirty_bytes_max // 4:
                 return
+            if state.uncommitted_bytes >= settings.local_cut_bytes and not has_asked:
+                has_asked = True
+                await self._patiently("away", self._ask_store)
+                continue
             with trio.move_on_after(min(left_s, 1.0)):
                 await state.commit_requests.wait()
 
