@@ -47,6 +47,7 @@ class Summed(bytearray):
     __slots__ = ("md5", "sha256")
     md5: bytes
     sha256: bytes
+    """Empty if it is not known: then who needs it computes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ from s3fs_banyan.errors import (
     UnsupportedVersion,
 )
 from s3fs_banyan.gentle_io import read_into
-from s3fs_banyan.remote.base import FileMeta, MultipartStore, RemoteFileSystem
+from s3fs_banyan.remote.base import FileMeta, MultipartStore, RemoteFileSystem, Summed
 from s3fs_banyan.remote.layers import multipart_of
 from s3fs_banyan.remote.transfers import InlineTransfers, Transfers
 
@@ -142,7 +142,7 @@ class _Upload:
     ) -> tuple[PartDone, bool]:
         """Return the part as the store has it now, and whether it had to be sent."""
         data = _read_part(self._file, self.state, number)
-        md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        md5 = data.md5.hex()
         # An ETag that is no MD5 (SSE-KMS) speaks for the bytes that it was recorded with.
         good = {md5, known.etag if known is not None and known.md5 == md5 else md5}
         has_it = held is not None and held[0] == len(data) and held[1] in good
@@ -284,13 +284,14 @@ def _fitting_part_size(file_size: int, part_size: int) -> int:
     return part_size
 
 
-def _read_part(file: Path, state: UploadState, number: int) -> bytearray:
-    """Return the bytes of part `number`; the last is what remains."""
+def _read_part(file: Path, state: UploadState, number: int) -> Summed:
+    """Return the bytes of part `number` with their MD5; the last is what remains."""
     offset = (number - 1) * state.part_size
     size = min(state.part_size, state.file_size - offset)
-    data = bytearray(size)
+    data = Summed(size)
     with file.open("rb", buffering=0) as source:
         got = read_into(source.fileno(), data, offset)
     if got != size:
         raise Corrupt("file to upload", str(file), f"it ends at byte {offset + got}")
+    data.md5, data.sha256 = hashlib.md5(data, usedforsecurity=False).digest(), b""
     return data

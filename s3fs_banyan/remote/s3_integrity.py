@@ -113,7 +113,8 @@ class Integrity:
         """Return the sums of a body; `with_sha256` None: if it is asked for just now."""
         wanted = self.asks_checksum if with_sha256 is None else with_sha256
         if isinstance(data, Summed):
-            return Sums(md5=data.md5, sha256=data.sha256 if wanted else None, size=len(data))
+            sha256 = (data.sha256 or hashlib.sha256(data).digest()) if wanted else None
+            return Sums(md5=data.md5, sha256=sha256, size=len(data))
         return Sums(
             md5=hashlib.md5(data, usedforsecurity=False).digest(),
             sha256=hashlib.sha256(data).digest() if wanted else None,

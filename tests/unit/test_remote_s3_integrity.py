@@ -9,6 +9,7 @@ import zlib
 import pytest
 
 from s3fs_banyan.errors import ConfigError, Misconfigured
+from s3fs_banyan.remote.base import Summed
 from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.s3_integrity import VERIFY_MODES, Integrity, Upload, Verdict
 
@@ -34,6 +35,16 @@ def test_the_md5_goes_up_in_every_mode(verify: str, etag_is_md5: bool) -> None:
     assert base64.b64decode(sent["ContentMD5"]).hex() == MD5
     asked = verify == "checksum" or (verify == "auto" and not etag_is_md5)
     assert sent.get("ChecksumSHA256") == (SHA256 if asked else None)
+
+
+def test_sums_that_a_body_brings_along_are_not_computed_again() -> None:
+    body = Summed(DATA)
+    body.md5, body.sha256 = bytes(16), b""
+    sums = Integrity("checksum", etag_is_md5=True).sums(body)
+    assert sums.md5 == bytes(16)
+    assert sums.sha256 == hashlib.sha256(DATA).digest(), "it was not known"
+    body.sha256 = bytes(32)
+    assert Integrity("checksum", etag_is_md5=True).sums(body).sha256 == bytes(32)
 
 
 @pytest.mark.parametrize("verify", ["auto", "etag"])

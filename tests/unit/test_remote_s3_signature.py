@@ -44,6 +44,13 @@ def test_a_body_without_sums_is_looked_at(body: bytes | bytearray) -> None:
     assert signed_sum("http://store/b/k", body) == hashlib.sha256(BODY).hexdigest()
 
 
+def test_a_sum_that_is_not_known_is_computed() -> None:
+    """A part brings its MD5 along only."""
+    body = summed()
+    body.sha256 = b""
+    assert signed_sum("http://store/b/k", body) == hashlib.sha256(BODY).hexdigest()
+
+
 def test_within_tls_nothing_changes() -> None:
     """What the SDK does there is its own affair: sign the body, or say that it did not."""
     plain, known = (
