@@ -14,7 +14,7 @@ from s3fs_banyan.config.settings import Encryption
 from s3fs_banyan.errors import ConfigError
 from s3fs_banyan.journal.log import JournalSettings
 from s3fs_banyan.observe import Metrics, register_secret
-from s3fs_banyan.remote.base import RemoteFileSystem
+from s3fs_banyan.remote.layers import RetryLayer
 from s3fs_banyan.remote.open import open_store
 from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.s3_encryption import load_customer_key
@@ -82,7 +82,7 @@ def store_url(url: str | None, config: Config) -> str:
 
 def connect(
     url: str, config: Config, metrics: Metrics | None = None, *, create: bool = False
-) -> RemoteFileSystem:
+) -> RetryLayer:
     """Open the store with its layers; see `open_store` for what it raises."""
     observer = metrics.store if metrics is not None else None
     if metrics is not None:

@@ -13,6 +13,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,7 @@ from s3fs_banyan.kernel import KernelMount, KernelOptions, check_mountpoint, unm
 from s3fs_banyan.observe import Metrics, serve_metrics
 from s3fs_banyan.processors import go_first, open_processors
 from s3fs_banyan.remote.base import RemoteFileSystem
+from s3fs_banyan.remote.layers import RetryLayer
 from s3fs_banyan.remote.pacing import share_of
 from s3fs_banyan.runtime import RealRuntime, end_process
 
@@ -70,6 +72,8 @@ _FAREWELL_S = 0.1
 """How long those who wait for the unmount have to be told that all is in the store."""
 _TAKEOVER_ATTEMPTS = 20
 _TAKEOVER_PAUSE_S = 0.2
+_STORE_AWAY_S = 3.0
+"""A mount that can do without the store waits so long for it."""
 _SWITCH_INTERVAL_S = 0.0002
 """A busy thread must not keep the event loop waiting for the default 5 ms."""
 
@@ -149,19 +153,23 @@ def run_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:
 
 
 def _find_volume(
-    request: MountRequest, store: RemoteFileSystem
+    request: MountRequest, store: RetryLayer
 ) -> tuple[VolumeDescriptor, LocalDirectory, bool]:
-    """Return the descriptor, the local directory, and whether the store answered."""
+    """Return the descriptor, the local directory, and whether the store answered.
+
+    Where the local directory is enough it is not waited long for a store that is away.
+    """
     given = LocalDirectory(root=request.cache_dir) if request.cache_dir else None
+    local = given or find_directory_of(request.config.cache.directory, request.url)
+    known = load_local_volume(local) if local else None
     try:
-        volume = read_volume(store)
+        with store.within(_STORE_AWAY_S) if known else nullcontext():
+            volume = read_volume(store)
     except StoreError as error:
-        given = given or find_directory_of(request.config.cache.directory, request.url)
-        known = load_local_volume(given) if given and error.retryable else None
-        if known is None or given is None:
+        if known is None or local is None or not error.retryable:
             raise
         log.warning("the store cannot be reached, mounting from the local state: %s", error)
-        return known, given, False
+        return known, local, False
     if given is None:
         given = LocalDirectory(root=default_cache_directory(request.config, volume.volume_id))
     if volume.features_read_only:

@@ -9,6 +9,7 @@ store it is around.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final, Protocol, TypeVar, cast
 
 from s3fs_banyan.errors import (
@@ -200,6 +201,18 @@ class RetryLayer(_Layer):
         self._jitter = jitter
         self._observer = observer
         self._is_away = False
+
+    @contextmanager
+    def within(self, deadline_s: float) -> Iterator[None]:
+        """Give each call at most so many seconds while this is entered; for one thread.
+
+        A call that is under way goes on until its own time-outs end it.
+        """
+        usual_s, self._deadline_s = self._deadline_s, min(deadline_s, self._deadline_s)
+        try:
+            yield
+        finally:
+            self._deadline_s = usual_s
 
     def _call(self, verb: str, call: Callable[[], T], bytes_sent: int = 0) -> T:
         end_s = self._end_s()

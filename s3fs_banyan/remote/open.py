@@ -40,7 +40,7 @@ def open_store(
     way: WayObserver | None = None,
     reads: Traffic = Traffic.DEMAND,
     create: bool = False,
-) -> RemoteFileSystem:
+) -> RetryLayer:
     """Return the store of a URL with its layers: metered if there is an observer, paced, retried.
 
     `verified` is told by what each upload was believed, `way` of queues, retries and hedges;

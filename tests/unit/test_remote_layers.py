@@ -174,6 +174,27 @@ def test_deadline_ends_it_with_the_last_error() -> None:
     assert sum(world.slept) < 15
 
 
+def test_a_shorter_deadline_holds_while_it_is_set_and_the_store_is_known_to_be_away() -> None:
+    world = World()
+    store = Scripted(*[lost()] * 100)
+    retrying = world.retry(store, deadline_s=100)
+    with pytest.raises(Unavailable), retrying.within(3):
+        retrying.read("x")
+    assert sum(world.slept) < 3
+    tried = len(store.calls)
+    with pytest.raises(Unavailable):
+        retrying.read("x")
+    assert len(store.calls) == tried + 1, "nobody waits twice for a store that is away"
+
+
+def test_a_longer_deadline_than_the_usual_one_changes_nothing() -> None:
+    world = World()
+    retrying = world.retry(Scripted(*[lost()] * 100), deadline_s=2)
+    with pytest.raises(Unavailable), retrying.within(50):
+        retrying.read("x")
+    assert sum(world.slept) < 2
+
+
 def test_wait_that_would_pass_the_deadline_is_not_begun() -> None:
     world = World()
     with pytest.raises(Throttled):
