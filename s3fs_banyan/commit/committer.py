@@ -77,6 +77,8 @@ FP_RECYCLED = register_failpoint("recycled", "step 6 done: the journal is recycl
 _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 10.0
 _LOCAL_CUT_LOOK_S = 1.0
+_ANSWER_S = 5.0
+"""A store that has not answered for so long is taken for away by a journal that grows fast."""
 _UPLOADS_AT_ONCE = 4
 
 
@@ -190,7 +192,7 @@ class Committer:
                 return
             if state.uncommitted_bytes >= settings.local_cut_bytes and not has_asked:
                 has_asked = True
-                await self._patiently("away", self._ask_store)
+                await self._patiently("away", self._ask_between_commits)
                 continue
             with trio.move_on_after(min(left_s, 1.0)):
                 await state.commit_requests.wait()
@@ -282,6 +284,32 @@ class Committer:
             await self._ctx.runtime.in_thread(self._ctx.store.stat, WRITER, pool="store")
         except ObjectMissing:
             return
+
+    async def _ask_between_commits(self) -> None:
+        """Ask the store; while it owes the answer, local cuts are made as they become due."""
+        failure: list[StoreError] = []
+        answered = trio.Event()
+
+        async def ask() -> None:
+            try:
+                await self._ask_store()
+            except StoreError as error:
+                failure.append(error)
+            finally:
+                answered.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            with trio.move_on_after(_ANSWER_S):
+                await answered.wait()
+            while not answered.is_set():
+                self._state.online = False
+                if self._local.is_due():
+                    await self._local.cut(frozen=None, forget_gone=self.has_epoch)
+                with trio.move_on_after(_LOCAL_CUT_LOOK_S):
+                    await answered.wait()
+        if failure:
+            raise failure[0]
 
     async def _cut(self) -> CutTaken:
         """Step 1: the CUT record, the flip and the snapshot, in one step of the event loop."""

@@ -70,15 +70,16 @@ def test_a_mount_killed_during_an_outage_works_on_from_its_local_state(
     mount.umount()
 
 
+@pytest.mark.parametrize("mode", ["refuse", "stall"])
 def test_a_fast_writer_finds_out_that_the_store_is_away_before_the_next_commit_is_due(
-    make_s3_volume: MakeVolume, make_mount: MakeMount, proxy: Proxy
+    mode: Mode, make_s3_volume: MakeVolume, make_mount: MakeMount, proxy: Proxy
 ) -> None:
     """The journal of a whole commit interval may not fit on the disk; what died in it goes."""
     volume = make_s3_volume({"commit": {"interval": "1h", "local_cut": "4MiB"}}, proxy.endpoint_url)
     mount = make_mount(volume).start()
     (mount.path / "first").write_bytes(b"in the store")
     mount.sync()
-    proxy.set("refuse")
+    proxy.set(mode)
     for number in range(4):
         (mount.path / "again").write_bytes(bytes([number]) * 2 * MIB)
     mount.wait_until(lambda: mount.number("local_cuts", "count") >= 1, 60, "no local cut")
