@@ -29,6 +29,7 @@ class PackBuffer(Summed):
         """
         self._end = 0
         self._summed = summed
+        self.md5 = self.sha256 = b""  # not those of the pack before
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._sha256 = hashlib.sha256()
 

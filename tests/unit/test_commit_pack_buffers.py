@@ -55,3 +55,15 @@ def test_a_buffer_that_was_given_back_is_taken_again() -> None:
     assert again is first
     fill(again, b"new", 1)
     assert bytes(again) == b"new"
+
+
+def test_a_buffer_without_sums_does_not_keep_those_of_the_pack_before() -> None:
+    """They would be believed: nobody looks at the bytes again before they are sent."""
+    buffer = PackBuffer()
+    buffer.begin()
+    buffer.add(b"first")
+    buffer.finish()
+    buffer.begin(summed=False)
+    buffer.add(b"second")
+    buffer.finish()
+    assert (bytes(buffer), buffer.md5, buffer.sha256) == (b"second", b"", b"")
