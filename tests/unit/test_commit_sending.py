@@ -9,7 +9,7 @@ import pytest
 
 from s3fs_banyan.commit.outbox import Outbox, PackRecord
 from s3fs_banyan.commit.pack_buffers import PackBuffer
-from s3fs_banyan.commit.sending import PackSender, SendPolicy
+from s3fs_banyan.commit.sending import Multipart, PackSender, SendPolicy
 from s3fs_banyan.errors import Unavailable
 from s3fs_banyan.format.keys import pack_key
 from s3fs_banyan.remote.base import FileMeta
@@ -17,35 +17,39 @@ from s3fs_banyan.remote.transfers import InlineTransfers
 from tests.unit.counting_store import CountingStore
 
 
-class Line:
-    """A clock, and a store that takes time by the byte."""
+class Line(CountingStore):
+    """A store that takes time by the byte, and the clock that says so."""
 
     def __init__(self, bytes_per_s: float) -> None:
+        super().__init__(clock=lambda: 0)
         self.now_s = 0.0
         self.bytes_per_s = bytes_per_s
-        self.store = CountingStore(clock=lambda: 0)
         self.puts = 0
         self.parts = 0
-        self._write, self._part = self.store.write, self.store.upload_part
-        self.store.write = self._timed_write  # type: ignore[method-assign,assignment]
-        self.store.upload_part = self._timed_part  # type: ignore[method-assign]
 
-    def _timed_write(self, path: str, data: bytes, *, storage_class: str = "") -> FileMeta:
+    def write(
+        self,
+        path: str,
+        data: bytes | bytearray | memoryview,
+        *,
+        if_absent: bool = False,
+        storage_class: str = "",
+    ) -> FileMeta:
         assert not storage_class
         self.puts += 1
         self.now_s += len(data) / self.bytes_per_s
-        return self._write(path, data)
+        return super().write(path, data, if_absent=if_absent)
 
-    def _timed_part(self, path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
+    def upload_part(self, path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
         self.parts += 1
         self.now_s += len(data) / self.bytes_per_s
-        return self._part(path, upload_id, number, data)
+        return super().upload_part(path, upload_id, number, data)
 
-    def sender(self, directory: Path, **policy: object) -> PackSender:
+    def sender(self, directory: Path, *, multipart: Multipart = "auto") -> PackSender:
         return PackSender(
-            self.store,
+            self,
             Outbox(directory),
-            policy=SendPolicy(**({"part_bytes": 1000} | policy)),  # type: ignore[arg-type]
+            policy=SendPolicy(multipart=multipart, part_bytes=1000),
             transfers=InlineTransfers(),
             clock=lambda: self.now_s,
         )
@@ -74,7 +78,7 @@ def _send(sender: PackSender, directory: Path, number: int, size: int = 8000) ->
     ],
 )
 def test_a_pack_is_one_put_unless_the_line_is_slow(
-    tmp_path: Path, bytes_per_s: float, policy: str, puts: int, parts: int
+    tmp_path: Path, bytes_per_s: float, policy: Multipart, puts: int, parts: int
 ) -> None:
     """Parts are billed one by one; a PUT that takes long is likely to be broken off."""
     line = Line(bytes_per_s)
@@ -96,10 +100,10 @@ def test_a_put_that_failed_is_repeated_in_parts(tmp_path: Path) -> None:
     """On a line that breaks, what got through shall stay."""
     line = Line(1e9)
     sender = line.sender(tmp_path)
-    line.store.is_away = True
+    line.is_away = True
     with pytest.raises(Unavailable):
         _send(sender, tmp_path, 1)
-    line.store.is_away = False
+    line.is_away = False
     _send(sender, tmp_path, 1)
     assert line.parts == 8
 
@@ -116,7 +120,7 @@ def test_a_small_pack_never_goes_in_parts(tmp_path: Path) -> None:
     [(0, "auto", False), (4000, "auto", False), (4001, "auto", True), (4001, "always", False)],
 )
 def test_a_pack_stays_in_memory_if_it_is_sent_within_two_seconds(
-    tmp_path: Path, bytes_per_s: int, multipart: str, is_quick: bool
+    tmp_path: Path, bytes_per_s: int, multipart: Multipart, is_quick: bool
 ) -> None:
     """Nobody knows how fast a line is that was never used."""
     Outbox(tmp_path).store_link(bytes_per_s)
