@@ -284,7 +284,7 @@ class FileSystem:
     ) -> Attributes:
         """Make a file, directory, symbolic link or device, and count it as held.
 
-        `is_absent`: the caller has just seen that the name is not there.
+        `is_absent`: the caller has just seen that there is room and the name is not there.
         """
         state = self._writable()
         if not state.has_room(0):
@@ -313,15 +313,16 @@ class FileSystem:
         """Make a regular file and open it; one that is there is opened unless O_EXCL."""
         self._directory(parent)
         ino = self._tree.lookup(parent, name)
+        while ino is None and not (state := self._writable()).has_room(0):
+            await state.wait_room(0)
+            ino = self._tree.lookup(parent, name)  # another caller may have made it meanwhile
         if ino is not None:
             if flags & os.O_EXCL:
                 raise Exists(_shown(name))
             await self.open(ino, flags, caller)
             return self._held(ino)
-        state = self._writable()
-        is_absent = state.has_room(0)  # no wait in between, so the look above still holds
         mode = stat.S_IFREG | (mode & 0o7777)
-        made = await self.make(parent, name, mode, caller, is_absent=is_absent)
+        made = await self.make(parent, name, mode, caller, is_absent=True)
         self.handles.opened(made.ino)
         return made
 

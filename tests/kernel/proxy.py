@@ -3,9 +3,9 @@
 The process answers commands, one a line, on its standard input: `pass`, `refuse` (connections are
 closed at once), `stall` (nothing is passed on, nothing is answered), `slow N` (N bytes a second of
 each connection towards the server), `sent` (bytes towards the server so far), `stalled` (how many
-requests wait for an answer) and `requests` (all request lines so far, as JSON). A process of its
-own, because a test that waits in a page fault of its mount holds the interpreter's lock that a
-thread here would need.
+requests wait for an answer), `requests` (all request lines so far, as JSON) and `unserved` (those
+of them that were answered with a 5xx, or never). A process of its own, because a test that waits
+in a page fault of its mount holds the interpreter's lock that a thread here would need.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ import trio
 
 _METHODS = (b"PUT ", b"POST ", b"GET ", b"HEAD ", b"DELETE ")
 _RECEIVE_BYTES = 1 << 18
+_GO_ON = b"HTTP/1.1 100 "
+_REFUSAL = b"HTTP/1.1 5"
+_ANSWER = b"HTTP/1.1 "
 
 Mode = Literal["pass", "refuse", "stall"]
 
@@ -63,6 +66,11 @@ class Proxy:
         lines: list[str] = json.loads(self._ask("requests"))
         return [line for line in lines if line.split(" ")[0] in methods]
 
+    def unserved(self, *methods: str) -> list[str]:
+        """Return those of `requests` that got a 5xx or no answer at all: they come again."""
+        lines: list[str] = json.loads(self._ask("unserved"))
+        return [line for line in lines if line.split(" ")[0] in methods]
+
     def slow(self, bytes_per_s: int) -> None:
         """Pass on so many bytes a second of each connection from now on; 0 for all there are."""
         self._ask(f"slow {bytes_per_s}")
@@ -95,10 +103,13 @@ class _Line:
     port: int
     mode: Mode = "pass"
     requests: list[str] = field(default_factory=list)
+    unserved: list[str] = field(default_factory=list)
     sent_bytes: int = 0
     bytes_per_s: int = 0
     scopes: set[trio.CancelScope] = field(default_factory=set)
     """One around each connection."""
+    newest: dict[trio.SocketStream, str] = field(default_factory=dict)
+    """The request that each connection waits with for its answer."""
     stalled: int = 0
 
     def become(self, mode: Mode) -> None:
@@ -118,6 +129,8 @@ class _Line:
                     await self._connect(client)
                 finally:
                     self.scopes.discard(scope)
+                    if client in self.newest:
+                        self.unserved.append(self.newest.pop(client))
 
     async def _connect(self, client: trio.SocketStream) -> None:
         if self.mode == "stall":
@@ -129,26 +142,35 @@ class _Line:
                 self.stalled -= 1
         server = await trio.open_tcp_stream(self.host, self.port)
         async with server, trio.open_nursery() as nursery:
-            nursery.start_soon(self._copy, client, server, True, nursery)
-            nursery.start_soon(self._copy, server, client, False, nursery)
+            nursery.start_soon(self._ask_server, client, server, nursery)
+            nursery.start_soon(self._answer, server, client, nursery)
 
-    async def _copy(
-        self,
-        source: trio.SocketStream,
-        target: trio.SocketStream,
-        note: bool,
-        nursery: trio.Nursery,
+    async def _ask_server(
+        self, client: trio.SocketStream, server: trio.SocketStream, nursery: trio.Nursery
     ) -> None:
         with _quiet():
-            while data := await source.receive_some(_RECEIVE_BYTES):
-                if note and data.startswith(_METHODS):
+            while data := await client.receive_some(_RECEIVE_BYTES):
+                if data.startswith(_METHODS):
                     line = data.split(b"\r\n", 1)[0].decode("latin-1")
-                    self.requests.append(line.rpartition(" ")[0])
-                if note:
-                    self.sent_bytes += len(data)
-                    if self.bytes_per_s:
-                        await trio.sleep(len(data) / self.bytes_per_s)
-                await target.send_all(data)
+                    self.newest[client] = line.rpartition(" ")[0]
+                    self.requests.append(self.newest[client])
+                self.sent_bytes += len(data)
+                if self.bytes_per_s:
+                    await trio.sleep(len(data) / self.bytes_per_s)
+                await server.send_all(data)
+        nursery.cancel_scope.cancel()
+
+    async def _answer(
+        self, server: trio.SocketStream, client: trio.SocketStream, nursery: trio.Nursery
+    ) -> None:
+        with _quiet():
+            while data := await server.receive_some(_RECEIVE_BYTES):
+                answer = data.partition(b"\r\n\r\n")[2] if data.startswith(_GO_ON) else data
+                if answer.startswith(_ANSWER) and client in self.newest:
+                    request = self.newest.pop(client)
+                    if answer.startswith(_REFUSAL):
+                        self.unserved.append(request)
+                await client.send_all(data)
         nursery.cancel_scope.cancel()
 
 
@@ -169,6 +191,8 @@ async def _main(upstream: str) -> None:
         while command := (await trio.to_thread.run_sync(sys.stdin.readline)).strip():
             if command == "requests":
                 answer = json.dumps(line.requests)
+            elif command == "unserved":
+                answer = json.dumps(line.unserved)
             elif command == "sent":
                 answer = str(line.sent_bytes)
             elif command.startswith("slow "):

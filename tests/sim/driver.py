@@ -128,21 +128,28 @@ async def _overlap(world: World, first: Machine, plan: Plan, rng: Random) -> Mac
     plan.end, plan.until = rng.choice(("crash", "stop", "drain")), trio.Event()
     second = world.clone_machine(first) if rng.random() < 0.3 else world.new_machine()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(mount, world, first, plan)
+        nursery.start_soon(_mount_or_lose, world, first, plan)
         await trio.sleep(rng.random() * 10)
         other = Plan(seconds=rng.random() * 10, end=rng.choice(("crash", "power", "drain")))
-        try:
-            await mount(world, second, other)
-        except MountFailed as error:
-            # The first one publishes faster than the second reads: it stays the writer.
-            if "Fenced" not in str(error):
-                raise
-            world.note("the takeover was too slow")
+        await _mount_or_lose(world, second, other)
         await trio.sleep(rng.random() * 3)
         plan.until.set()
     _afterwards(world, second, other.end)
     # Whoever was fenced may come back later, and must set its changes aside.
     return rng.choice((first, second))
+
+
+async def _mount_or_lose(world: World, machine: Machine, plan: Plan) -> None:
+    """Run a life beside another writer's, each of which may take over from the other.
+
+    One that publishes faster than this one reads stays the writer.
+    """
+    try:
+        await mount(world, machine, plan)
+    except MountFailed as error:
+        if "Fenced" not in str(error):
+            raise
+        world.note("the takeover was too slow")
 
 
 async def finish(world: World, machine: Machine) -> None:

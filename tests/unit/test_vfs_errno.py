@@ -315,3 +315,30 @@ async def test_xattrs_are_created_replaced_listed_and_removed(world: World) -> N
         assert fs.listxattr(t.f, ROOT) == [b"user.a", b"user.b"]
         await fs.removexattr(t.f, b"user.b", ROOT)
         assert fs.listxattr(t.f, ROOT) == [b"user.a"]
+
+
+@pytest.mark.parametrize("flags", [0, os.O_EXCL])
+async def test_a_name_made_while_a_creator_waits_for_room_is_there(
+    world: World, flags: int
+) -> None:
+    """open(2) with O_CREAT opens what is there; only O_EXCL gives EEXIST, also after a wait."""
+    got: list[int] = []
+
+    async def create(t: Tree) -> None:
+        try:
+            got.append((await t.fs.create(1, b"new", 0o644, os.O_RDWR | flags, ROOT)).ino)
+        except FSError as error:
+            got.append(-error.errno)
+
+    async with tree(world) as t:
+        state = t.engine.state
+        state.base_bytes = state.ctx.settings.dirty_bytes_max + 1
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(create, t)
+                nursery.start_soon(create, t)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                assert got == []
+                state.base_bytes = 0
+        made = t.fs.lookup(1, b"new").ino
+        assert sorted(got) == sorted([made, -errno.EEXIST if flags else made])
