@@ -20,6 +20,7 @@ from urllib3 import HTTPResponse
 from urllib3.exceptions import HTTPError
 
 from s3fs_banyan.errors import Misconfigured, Unavailable
+from s3fs_banyan.remote.http_body import in_pieces
 from s3fs_banyan.runtime import monotonic_s
 
 _READ_PIECE_BYTES: Final = 1 << 20
@@ -55,6 +56,7 @@ class WholeBodySession(requests.Session):
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # noqa: ANN401  # as the base class has them
         """Send one request; raises `Unavailable` or `Misconfigured` for what is no answer."""
         kwargs["stream"] = True
+        request.body = in_pieces(request.body)
         what = f"{request.method} {_without_query(request.url or '')}"
         try:
             response = super().send(request, **kwargs)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import boto3
 from botocore import exceptions as sdk
 from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
-from botocore.awsrequest import AWSRequest
+from botocore.awsrequest import AWSPreparedRequest, AWSRequest
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from botocore.utils import determine_content_length
@@ -17,6 +17,7 @@ from urllib3.exceptions import HTTPError
 
 from s3fs_banyan.errors import Denied, Misconfigured, StoreError, TransferCorrupt, Unavailable
 from s3fs_banyan.remote.base import Summed
+from s3fs_banyan.remote.http_body import in_pieces
 from s3fs_banyan.remote.options import StoreOptions
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def make_client(options: StoreOptions) -> S3Client:
     )
     client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
     client.meta.events.register("before-sign.s3", _send_small_body_at_once)
+    client.meta.events.register("before-send.s3", _send_large_body_in_pieces)
     return client
 
 
@@ -139,3 +141,8 @@ def _send_small_body_at_once(request: AWSRequest, **_: object) -> None:
     size = determine_content_length(request.data)
     if size is not None and size <= _EXPECT_ABOVE_BYTES:
         del request.headers["Expect"]
+
+
+def _send_large_body_in_pieces(request: AWSPreparedRequest, **_: object) -> None:
+    """Let the time-out be for a piece of the body: it is signed and measured by now."""
+    request.body = in_pieces(request.body)
