@@ -134,6 +134,7 @@ def run_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:
             cipher=data_key.cipher() if data_key else None,
         )
         ctx.disk.make_directory(local.journal)
+        local.sync_names(ctx.disk)
         local.tidy_outbox()
         config = request.config.cache
         cache = DiskBlockCache(

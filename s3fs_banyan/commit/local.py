@@ -15,6 +15,7 @@ from s3fs_banyan.commit.outbox import Outbox
 from s3fs_banyan.errors import Corrupt, ExitCode, Refused
 from s3fs_banyan.format.keyring import Keyring, decode_keyring, encode_keyring
 from s3fs_banyan.format.volume import VolumeDescriptor, decode_volume, encode_volume
+from s3fs_banyan.journal.disk import Disk
 
 _IDENTITY = "identity.json"
 _URL = "store-url"
@@ -74,6 +75,21 @@ class LocalDirectory:
         """Make the directories, mode 0700."""
         for path in (self.root, self.outbox, self.aside):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def sync_names(self, disk: Disk) -> None:
+        """Make the names of these directories durable, however an earlier life ended; blocks.
+
+        A power cut may take a directory whose name was never synced, with all that was synced in
+        it. Raises `OSError`.
+        """
+        device = self.root.stat().st_dev
+        for directory in (self.root, *self.root.parents):
+            if directory.stat().st_dev != device:
+                return
+            try:
+                disk.sync_directory(directory)
+            except PermissionError:
+                return  # whoever may not look into it has made nothing in it
 
     def tidy_outbox(self) -> None:
         """Keep the packs that an earlier life was about to send; the rest is made again."""

@@ -60,7 +60,7 @@ class Disk(Protocol):
         ...
 
     def make_directory(self, path: Path) -> None:
-        """Make it with its parents, mode 0700; no error if it is there."""
+        """Make it with its parents, mode 0700, named durably; no error if it is there."""
         ...
 
     async def datasync(self, files: Sequence[DiskFile], runtime: Runtime) -> None:
@@ -150,7 +150,10 @@ class RealDisk:
             return []
 
     def make_directory(self, path: Path) -> None:
+        made = [directory for directory in (path, *path.parents) if not directory.exists()]
         path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        for directory in made:
+            self.sync_directory(directory.parent)
 
     async def datasync(self, files: Sequence[DiskFile], runtime: Runtime) -> None:
         if not self._asked_kernel:

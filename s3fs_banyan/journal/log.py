@@ -211,6 +211,9 @@ class Journal:
         clean, so they are rewritten and synced here instead of being synced again (replay skips
         the doubles). Raises `OSError` if that cannot be.
         """
+        # A file that is there need not be there after a power cut: whoever made it may have died
+        # before its name was synced.
+        self._disk.sync_directory(self._directory)
         adopted, self._dirty = self._dirty, []
         self.last_seq, self.chain, self.synced_seq = op_seq, chain, op_seq
         self._unsynced.extend(_Unsynced(r.op_seq, r.chain_before, r.data, b"") for r in unsynced)

@@ -51,6 +51,7 @@ class MemoryDisk:
 
     def __init__(self, free: int = 1 << 40) -> None:
         self.files: dict[Path, MemoryFile] = {}
+        self._named: set[Path] = set()
         self.free = free
         self.syncs = 0
 
@@ -71,7 +72,7 @@ class MemoryDisk:
         await runtime.in_thread(datasync_all, files, pool="fsync")
 
     def sync_directory(self, path: Path) -> None:
-        del path
+        self._named |= {file for file in self.files if file.parent == path}
 
     def exists(self, path: Path) -> bool:
         return path in self.files
@@ -87,6 +88,7 @@ class MemoryDisk:
         return self.free
 
     def power_cut(self) -> None:
-        """Keep only what was synced."""
+        """Keep only what was synced, under names that were."""
+        self.files = {path: file for path, file in self.files.items() if path in self._named}
         for file in self.files.values():
             file.data = bytearray(file.durable)

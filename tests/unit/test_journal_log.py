@@ -491,3 +491,18 @@ async def test_a_start_keeps_used_segments_and_takes_the_others_as_spares() -> N
     await again.wait_synced(7)
     bench.disk.power_cut()
     assert bench.replayed() == [*ops, write(7)]
+
+
+async def test_a_spare_whose_name_nobody_synced_is_named_before_it_is_used() -> None:
+    """Its maker died before it could; a power cut then took the file, and acknowledged calls."""
+    bench = Bench()
+    path, file = bench.journal._new_segment()
+    bench.journal._fill(file, 0, SEGMENT)
+    journal = bench.open()
+    journal.adopt(segment_files(bench.disk, DIRECTORY, VOLUME_ID), [])
+    journal.begin(0, 0)
+    assert journal.segment_paths() == [path]
+    journal.append(write(1))
+    await journal.wait_synced(1)
+    bench.disk.power_cut()
+    assert bench.replayed() == [write(1)]
