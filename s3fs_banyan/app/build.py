@@ -12,7 +12,7 @@ from s3fs_banyan.config import Config
 from s3fs_banyan.config.prices import STANDARD
 from s3fs_banyan.config.settings import Encryption
 from s3fs_banyan.errors import ConfigError
-from s3fs_banyan.journal.log import JournalSettings
+from s3fs_banyan.journal.segment import JournalSettings
 from s3fs_banyan.observe import Metrics, register_secret
 from s3fs_banyan.remote.layers import RetryLayer
 from s3fs_banyan.remote.open import open_store

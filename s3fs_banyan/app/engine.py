@@ -89,7 +89,7 @@ class Engine:
         self.reclaimer.nursery = self.objects.nursery = nursery
         defragment = partial(self.defragmenter.run, self.ctx.settings.reclaim_every_s)
         services: dict[str, Callable[[], Awaitable[None]]] = {
-            "segment preparer": self.state.journal.run_preparer,
+            "segment preparer": self.state.journal.spares.run,
             "journal syncer": self.state.journal.run_syncer,
             "reaper": self.filesystem.run_reaper,
             "committer": self.committer.run,

@@ -101,7 +101,7 @@ class LocalCutter:
             return self._put_off(str(error))
         ctx.runtime.failpoint(FP_LOCAL_APPLIED)
         await self._hold(cut, await ctx.runtime.in_thread(gone_keys, cut.delta_db))
-        state.journal.is_lean = True
+        state.journal.spares.is_lean = True
         state.journal.recycle(cut.op_seq)
         await forget_pieces(state, cut)
         await ctx.runtime.in_thread(self._packs.keep_only, needed)
@@ -222,7 +222,7 @@ class LocalCutter:
         if base is None or base.head.op_seq > op_seq:
             return
         state.base, state.base_bytes = None, 0
-        state.journal.is_lean = False
+        state.journal.spares.is_lean = False
         self._backlog_after = 0
         base.close()
         await ctx.runtime.in_thread(drop_local_base, ctx)

@@ -48,7 +48,7 @@ from s3fs_banyan.format.keys import is_base_pack, log_delta_key, log_key, pack_h
 from s3fs_banyan.format.pack import PackEntry, decode_pack_tail, encode_pack_tail
 from s3fs_banyan.gentle_io import read_gently, write_gently
 from s3fs_banyan.journal.disk import Disk, DiskFile
-from s3fs_banyan.journal.log import read_write_record
+from s3fs_banyan.journal.segment import read_write_record
 from s3fs_banyan.meta.committed import PlacementRow, write_placements
 from s3fs_banyan.meta.seal_list import SealItem, SealList
 from s3fs_banyan.remote.base import RemoteFileSystem

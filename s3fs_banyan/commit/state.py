@@ -150,7 +150,7 @@ class EngineState:
             while not self._may_append(byte_count, frees=frees):
                 self.check_writable()
                 self.request_commit()
-                full = self.journal.disk_full or self.space.is_low
+                full = self.journal.spares.disk_full or self.space.is_low
                 if full and not self._over_dirty_max():
                     full_since = self.commits_done if full_since < 0 else full_since
                     if not self.online or self.commits_done > full_since + 1:

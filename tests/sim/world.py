@@ -34,7 +34,8 @@ from s3fs_banyan.errors import BanyanFSError, Fenced, InputOutput, StoreError
 from s3fs_banyan.format.commit import CommitFooter
 from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
-from s3fs_banyan.journal.log import Appended, JournalSettings
+from s3fs_banyan.journal.log import Appended
+from s3fs_banyan.journal.segment import JournalSettings
 from s3fs_banyan.model import BeginEpoch, Cut, Operation, Reap
 from s3fs_banyan.observe import Metrics
 from s3fs_banyan.remote.memory import MemoryStore

@@ -22,7 +22,7 @@ from s3fs_banyan.data.blocks import BlockCache, MemoryBlockCache
 from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.journal.disk import RealDisk
-from s3fs_banyan.journal.log import JournalSettings
+from s3fs_banyan.journal.segment import JournalSettings
 from s3fs_banyan.observe import Metrics
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.memory import MemoryStore
@@ -135,7 +135,7 @@ async def running(
         ) as engine,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(engine.state.journal.run_preparer)
+        nursery.start_soon(engine.state.journal.spares.run)
         yield engine
         nursery.cancel_scope.cancel()
 

@@ -9,8 +9,9 @@ import trio
 
 from s3fs_banyan.errors import Corrupt
 from s3fs_banyan.format.record import SEGMENT_HEADER_BYTES, WRITE_DATA_OFFSET
-from s3fs_banyan.journal.log import PAGE_BYTES, Appended, Journal, JournalSettings, PieceGone
+from s3fs_banyan.journal.log import Appended, Journal, PieceGone
 from s3fs_banyan.journal.replay import ReplayEnd, replay, segment_files
+from s3fs_banyan.journal.segment import PAGE_BYTES, JournalSettings
 from s3fs_banyan.model import (
     NAME_BYTES_MAX,
     SYMLINK_BYTES_MAX,
@@ -71,7 +72,7 @@ class Bench:
         """Begin an empty journal with so many spare segments beside the current one."""
         self.journal.begin(0, 0)
         for _ in range(spares):
-            self.journal._spares.append(self.journal._make_segment_now())
+            self.journal.spares.make_now()
         return self.journal
 
     def replayed(self, base: int = 0, chain: int = 0) -> list[Operation]:
@@ -224,7 +225,7 @@ async def test_nobody_is_answered_while_a_failed_sync_waits_for_a_segment() -> N
         await trio.testing.wait_all_tasks_blocked()
         early = [*answered]
         has_room = journal.has_room(0, use_reserve=True)
-        journal._spares.append(journal._make_segment_now())
+        journal.spares.make_now()
         journal._notify()
     assert early == []
     assert not has_room
@@ -259,15 +260,15 @@ async def test_a_rewrite_waits_until_all_of_it_fits() -> None:
     ops = [write(n, 60_000) for n in range(10)]
     for op in ops:
         journal.append(op)
-    assert len(journal._spares) == 0
-    journal._spares.append(journal._make_segment_now())
+    assert len(journal.spares) == 0
+    journal.spares.make_now()
     for segment in journal._dirty:
         bench.disk.files[segment.path].failures_left = 1
     async with trio.open_nursery() as nursery:
         nursery.start_soon(journal.wait_synced, journal.last_seq)
         await trio.testing.wait_all_tasks_blocked()
         for _ in range(3):
-            journal._spares.append(journal._make_segment_now())
+            journal.spares.make_now()
         journal._notify()
     bench.disk.power_cut()
     assert bench.replayed() == ops
@@ -311,7 +312,7 @@ def test_the_last_spare_is_kept_for_what_frees_space() -> None:
     segment.end = SEGMENT - 1000
     assert not journal.has_room(0)
     assert journal.has_room(0, use_reserve=True)
-    journal._spares.append(journal._make_segment_now())
+    journal.spares.make_now()
     assert journal.has_room(0)
 
 
@@ -324,13 +325,13 @@ async def test_the_preparer_keeps_spares_ready_and_tells_of_a_full_disk(
     journal = bench.begin(spares=0)
     bench.disk.free = SEGMENT - 1
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(journal.run_preparer)
+        nursery.start_soon(journal.spares.run)
         await trio.sleep(5)
-        assert journal.disk_full
+        assert journal.spares.disk_full
         assert journal.segment_counts == (1, 0)
         bench.disk.free = 1 << 40
         await trio.sleep(5)
-        assert not journal.disk_full
+        assert not journal.spares.disk_full
         assert journal.segment_counts == (1, 2)
         nursery.cancel_scope.cancel()
     for file in bench.disk.files.values():
@@ -496,8 +497,8 @@ async def test_a_start_keeps_used_segments_and_takes_the_others_as_spares() -> N
 async def test_a_spare_whose_name_nobody_synced_is_named_before_it_is_used() -> None:
     """Its maker died before it could; a power cut then took the file, and acknowledged calls."""
     bench = Bench()
-    path, file = bench.journal._new_segment()
-    bench.journal._fill(file, 0, SEGMENT)
+    path, file = bench.journal.spares._open_new()
+    bench.journal.spares._fill(file, 0, SEGMENT)
     journal = bench.open()
     journal.adopt(segment_files(bench.disk, DIRECTORY, VOLUME_ID), [])
     journal.begin(0, 0)
@@ -506,3 +507,73 @@ async def test_a_spare_whose_name_nobody_synced_is_named_before_it_is_used() -> 
     await journal.wait_synced(1)
     bench.disk.power_cut()
     assert bench.replayed() == [write(1)]
+
+
+async def test_a_rewrite_does_not_wait_for_a_preparer_that_has_ended(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It is shielded from the end of the daemon, which then never came (seed 19923)."""
+    del autojump_clock
+    bench = Bench()
+    journal = bench.begin(spares=0)
+    journal.append(write(1))
+    bench.current().failures_left = 1
+    bench.disk.free = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.spares.run)
+        await trio.sleep(5)
+        nursery.start_soon(journal.wait_synced, 1)
+        await trio.sleep(5)
+        assert journal.synced_seq == 0
+        assert journal.spares.disk_full
+        nursery.cancel_scope.cancel()
+    await journal.wait_synced(1)
+    bench.disk.power_cut()
+    assert bench.replayed() == [write(1)]
+
+
+async def test_a_rewrite_that_waits_for_room_leaves_the_processor_alone(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits and who makes segments woke each other all the time while the disk was full."""
+    del autojump_clock
+    bench = Bench()
+    journal = bench.begin(spares=0)
+    journal.append(write(1))
+    bench.current().failures_left = 1
+    bench.disk.free = 0
+    looks = 0
+
+    def free_bytes(_directory: Path) -> int:
+        nonlocal looks
+        looks += 1
+        return 0
+
+    monkeypatch.setattr(bench.disk, "free_bytes", free_bytes)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.spares.run)
+        nursery.start_soon(journal.wait_synced, 1)
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    assert 30 <= looks <= 70
+
+
+async def test_what_cannot_be_rewritten_is_never_called_synced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The files that could not be synced look clean to the next sync."""
+    bench = Bench()
+    journal = bench.begin(spares=1)
+    journal.append(write(1))
+    bench.current().failures_left = 1
+    next_file = bench.disk.files[journal.spares._files[0][0]]
+
+    def refuse(_buffers: object, _position: int) -> None:
+        raise OSError("injected: nothing can be written")
+
+    monkeypatch.setattr(next_file, "pwritev", refuse)
+    for _ in range(2):
+        with pytest.raises(OSError, match="nothing can be written"):
+            await journal.wait_synced(1)
+    assert journal.synced_seq == 0
+    assert not journal.has_room(0, commits=True)

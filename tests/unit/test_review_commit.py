@@ -10,7 +10,7 @@ import trio
 from s3fs_banyan.app.mount import _drain
 from s3fs_banyan.commit.sealing import SealJob
 from s3fs_banyan.format.keys import PACK_PREFIX, pack_key
-from s3fs_banyan.journal.log import JournalSettings
+from s3fs_banyan.journal.segment import JournalSettings
 from tests.unit.engine_kit import ROOT, World, engine_settings, names, running, write_file
 from tests.unit.test_review_recovery import away
 

@@ -1,0 +1,217 @@
+"""Spare segments: files filled with bytes and synced before use, whose blocks never move again.
+
+Filling one takes the disk a while, so it is done beforehand, and slowly while others sync.
+All methods belong to the event loop; filling and syncing run in threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from s3fs_banyan.gentle_io import CALL_BYTES
+from s3fs_banyan.journal.disk import Disk, DiskFile
+from s3fs_banyan.journal.segment import JournalObserver, JournalSettings
+from s3fs_banyan.runtime import Runtime
+
+_FILL_BYTES = 1 << 20
+_FILL_PAUSE_S = 0.01
+_URGENT = 2
+_LEAN = 4
+_BUSY_NS = 200_000_000
+_AGAIN_S = 1.0
+_LOOK_S = 60.0
+
+Spare = tuple[Path, DiskFile]
+
+
+class SpareSegments:
+    """The files that the journal will write to next."""
+
+    def __init__(
+        self,
+        *,
+        disk: Disk,
+        directory: Path,
+        settings: JournalSettings,
+        runtime: Runtime,
+        observer: JournalObserver,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._disk = disk
+        self._directory = directory
+        self._settings = settings
+        self._runtime = runtime
+        self._observer = observer
+        self._on_change = on_change
+        self._files: deque[Spare] = deque()
+        self._last_slot = 0
+        self._needed = 0
+        self._has_ended = False
+        self._poured_ns = 0
+        self._wanted = trio.Event()
+        self._changed = trio.Event()
+        self.is_lean = False
+        """Keep few: the store is away, and the disk is needed for what lives."""
+        self.disk_full = False
+        """No more can be made: other files fill the local disk."""
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def note_name(self, path: Path) -> None:
+        """Never give that name to a new file."""
+        slot = path.name.removeprefix("segment-")
+        self._last_slot = max(self._last_slot, int(slot) if slot.isdecimal() else 0)
+
+    def note_pouring(self) -> None:
+        """Bytes pour into the journal just now: filling a file would slow them down."""
+        self._poured_ns = self._runtime.monotonic_ns()
+
+    def add(self, spare: Spare) -> None:
+        """Take a file that is filled, synced and named on the disk."""
+        self._files.append(spare)
+        self._notify()
+
+    def take(self) -> Spare:
+        """Hand out the oldest; raises `OSError` if there is none."""
+        if not self._files:
+            raise OSError("the journal has no free segment; the caller must wait for room")
+        self._wanted.set()
+        return self._files.popleft()
+
+    def trim(self) -> None:
+        """Remove what is more than the disk should hold."""
+        most = self._usual if self.is_lean else self._settings.spares_max
+        while len(self._files) > most:
+            self.remove(self._files.pop())
+
+    def remove(self, spare: Spare) -> None:
+        """Remove a file; what a power cut brings back of it is judged by its header."""
+        path, file = spare
+        file.close()
+        self._disk.unlink(path)
+
+    def make_now(self) -> None:
+        """Make one in place; blocks. Raises `OSError` if the disk refuses."""
+        path, file = self._open_new()
+        try:
+            self._fill(file, 0, self._settings.segment_bytes)
+            self._disk.sync_directory(self._directory)
+        except OSError:
+            self._discard((path, file))
+            raise
+        self.add((path, file))
+
+    async def wait_for(self, count: int) -> None:
+        """Wait until there are so many, however full or slow the disk is.
+
+        Once `run` has ended they are made in place, and `OSError` is raised if the disk refuses:
+        nobody else would ever make one. Safe to cancel.
+        """
+        self._needed = count
+        self._wanted.set()
+        try:
+            while len(self._files) < count:
+                if self._has_ended:
+                    self.make_now()
+                else:
+                    await self._changed.wait()
+        finally:
+            self._needed = 0
+
+    async def run(self) -> None:
+        """Keep spare segments ready; ends only by cancellation, and for good."""
+        try:
+            while True:
+                is_well = await self._make_wanted()
+                self._wanted = trio.Event()
+                with trio.move_on_after(_LOOK_S if is_well else _AGAIN_S):
+                    await self._wanted.wait()
+        finally:
+            self._has_ended = True
+            self._notify()
+
+    async def _make_wanted(self) -> bool:
+        """Make what is missing; false if the disk is full or refuses."""
+        while len(self._files) < max(self._usual, self._needed):
+            if len(self._files) >= _URGENT and self._is_busy():
+                await trio.sleep(_BUSY_NS / 1e9)
+                continue
+            free = self._disk.free_bytes(self._directory)
+            if free < self._settings.segment_bytes + self._settings.free_bytes_min:
+                self.disk_full = True
+                self._notify()
+                return False
+            try:
+                spare = await self._make()
+            except OSError as error:
+                # Any other error is a disk that cannot sync: writers wait, nobody gets ENOSPC.
+                self.disk_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+                self._observer.journal_sync_failed(self._directory)
+                self._notify()
+                return False
+            self.disk_full = False
+            self.add(spare)
+        return True
+
+    @property
+    def _usual(self) -> int:
+        return min(self._settings.spares, _LEAN) if self.is_lean else self._settings.spares
+
+    def _is_busy(self) -> bool:
+        return self._runtime.monotonic_ns() - self._poured_ns < _BUSY_NS
+
+    async def _make(self) -> Spare:
+        """Fill a file and sync it with its directory.
+
+        Piece by piece, each synced: the disk takes all of it as fast as it can, and whoever
+        syncs meanwhile waits behind what was handed over.
+        """
+        path, file = self._open_new()
+        try:
+            for begin in range(0, self._settings.segment_bytes, _FILL_BYTES):
+                end = min(begin + _FILL_BYTES, self._settings.segment_bytes)
+                with trio.CancelScope(shield=True):
+                    await self._runtime.in_thread(self._fill, file, begin, end)
+                if len(self._files) >= max(_URGENT, self._needed):
+                    await trio.sleep(_FILL_PAUSE_S)
+            with trio.CancelScope(shield=True):
+                await self._runtime.in_thread(self._disk.sync_directory, self._directory)
+        except BaseException:
+            self._discard((path, file))
+            raise
+        return path, file
+
+    def _open_new(self) -> Spare:
+        self._last_slot += 1
+        path = self._directory / f"segment-{self._last_slot:06d}"
+        return path, self._disk.open(path, create=True)
+
+    def _discard(self, spare: Spare) -> None:
+        """Remove what could not be filled; the next start does it where this disk refuses."""
+        with contextlib.suppress(OSError):
+            self.remove(spare)
+
+    @staticmethod
+    def _fill(file: DiskFile, begin: int, end: int) -> None:
+        """Fill a part of a file and sync it; blocks."""
+        for position in range(begin, end, CALL_BYTES):
+            file.pwritev((bytes(min(CALL_BYTES, end - position)),), position)
+        file.datasync()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+        self._on_change()
+
+    def close(self) -> None:
+        """Close the files; they stay."""
+        for _, file in self._files:
+            file.close()
+        self._files.clear()
