@@ -34,6 +34,7 @@ class CacheStats:
     bytes: int
     """Local disk that the entries take: files in units of 4 KiB, and the index."""
     entries: int
+    """Files: blocks, and strips of blocks that were put together."""
     limit: int
     hits: int
     misses: int
@@ -108,8 +109,13 @@ def row_key_of(key: str, index: int) -> str:
     return f"{key}{_SEPARATOR}{index}"
 
 
+def strip_key_of(key: str, number: int) -> str:
+    """Return the one text that names a strip of blocks (`data/strips.py`)."""
+    return row_key_of(key, number).replace(_SEPARATOR, f"{_SEPARATOR}s")
+
+
 def row_key_range_of(key: str) -> tuple[str, str]:
-    """Return the bounds [first, end) of the row keys of an object."""
+    """Return the bounds [first, end) of the row keys of an object, its strips' included."""
     return f"{key}{_SEPARATOR}", f"{key}{_AFTER_SEPARATOR}"
 
 

@@ -3,9 +3,9 @@
 Each function that changes rows belongs inside a transaction of the caller. The files named by
 rows that went are the caller's to unlink. What is used here of the
 table: `key` (the block's row key), `raw` (1), `store_time` (a counter: the order of use), `tag`
-(the checksum), `size` (the charge; triggers keep its sum and the count of rows in `Settings`),
-`mode` (2: the value is a file) and `filename`. Values read back are cast or compared, never
-trusted: SQLite has no checksums of its own.
+(the checksum, or those of a strip's blocks), `size` (the charge; triggers keep its sum and the
+count of rows in `Settings`), `mode` (2: the value is a file) and `filename`. Values read back are
+cast or compared, never trusted: SQLite has no checksums of its own.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ _STAMP_MAX: Final = 1 << 52
 
 
 class Stored(NamedTuple):
-    """A block whose file is written and whose row is not."""
+    """A block, or a strip of them, whose file is written and whose row is not."""
 
     row_key: str
-    checksum: bytes
+    sums: bytes
     charge: int
     filename: str
+    replaces: tuple[str, ...]
+    """Row keys of what is older; the row itself may be among them."""
 
 
 def totals(connection: sqlite3.Connection) -> tuple[int, int]:
@@ -67,20 +69,21 @@ def replace(
     """
     replaced: list[object] = []
     for block in blocks:
-        row = (block.row_key,)
+        among = f"WHERE raw = 1 AND key IN ({', '.join('?' * len(block.replaces))})"
         found = connection.execute(
-            "SELECT filename FROM Cache WHERE key = ? AND raw = 1", row
+            f"SELECT filename FROM Cache {among}",  # noqa: S608  # question marks only
+            block.replaces,
         ).fetchall()
         if found:
-            replaced += found[0]
-            connection.execute("DELETE FROM Cache WHERE key = ? AND raw = 1", row)
+            replaced += [name for (name,) in found]
+            connection.execute(f"DELETE FROM Cache {among}", block.replaces)  # noqa: S608
     evicted = evict(connection, limit - sum(block.charge for block in blocks), take_note)
     stamp = _newest(connection)
     connection.executemany(
         "INSERT INTO Cache(key, raw, store_time, tag, size, mode, filename)"
         " VALUES (?, 1, ?, ?, ?, ?, ?)",
         [
-            (each.row_key, stamp + number, each.checksum, each.charge, MODE_FILE, each.filename)
+            (each.row_key, stamp + number, each.sums, each.charge, MODE_FILE, each.filename)
             for number, each in enumerate(blocks, 1)
         ],
     )

@@ -29,7 +29,10 @@ from s3fs_banyan.runtime import Runtime
 WHOLE_OBJECT_BYTES: Final = 8 << 20
 _RUN_BYTES_FIRST: Final = 1 << 20
 _RUN_BYTES_MAX: Final = 8 << 20
-_RANGE_BYTES: Final = 4 << 20
+_RANGE_BYTES_FIRST: Final = 4 << 20
+_RANGE_BYTES: Final = 8 << 20
+"""Once a stream is read far ahead. Ranges end at multiples of their size: where the cache's files
+of several blocks begin, so that these are whole."""
 _RETRY_S: Final = 1.0
 _STREAMS_MAX: Final = 1024
 _RAM_BYTES: Final = 8 << 20
@@ -49,6 +52,8 @@ class _Stream:
     """How far ahead of its reader it is fetched."""
     reads: int
     """Reads that went on where the one before had ended."""
+    is_ending: bool = False
+    """All of it was asked for."""
 
 
 class ObjectReader:
@@ -62,11 +67,11 @@ class ObjectReader:
         runtime: Runtime,
         metrics: Metrics,
         is_patient: bool = True,
-        ranges_max: int = 8,
+        ranges_max: int = 4,
     ) -> None:
         """`is_patient`: wait for a store that is away or refuses, as a mount must.
 
-        `ranges_max`: how many ranges of 4 MiB are read ahead at once.
+        `ranges_max`: how many ranges of 8 MiB are read ahead at once.
         """
         self._is_patient = is_patient
         self._store = store
@@ -78,11 +83,15 @@ class ObjectReader:
         self._ranges_max = ranges_max
         self._ranges = 0
         """Ranges on their way ahead of their readers."""
-        self._arrived_bytes_max = ranges_max * _RANGE_BYTES + WHOLE_OBJECT_BYTES
+        self.ahead_bytes_max = ranges_max * _RANGE_BYTES
+        """So far ahead of its reader an object is read."""
+        self._arrived_bytes_max = self.ahead_bytes_max + WHOLE_OBJECT_BYTES
         self._in_flight: dict[tuple[str, int], trio.Event] = {}
         self._streams: dict[str, _Stream] = {}
-        self._went_on = False
-        """A stream that was read ahead reached the end of its object just now."""
+        self.ending: set[str] = set()
+        """Objects read ahead to their end just now: whoever knows what comes next says so."""
+        self._next: tuple[str, int] | None = None
+        """What comes next, key and size, while nobody has read it yet."""
         self._arrived: OrderedDict[tuple[str, int], Bytes] = OrderedDict()
         self._used_last: OrderedDict[tuple[str, int], Bytes] = OrderedDict()
 
@@ -212,9 +221,6 @@ class ObjectReader:
         stream = self._streams.get(key)
         if stream is None or first != stream.ahead:
             reads, run_bytes = 0, _RUN_BYTES_FIRST
-            if first <= 1 and self._went_on:  # a file goes on in the next object
-                reads, self._went_on = 1, False
-                run_bytes = _RANGE_BYTES * self._ranges_max
         else:
             reads, run_bytes = stream.reads, min(stream.run_bytes * 2, _RUN_BYTES_MAX)
         fetched = _RUN_BYTES_FIRST if self.nursery is not None else run_bytes
@@ -222,6 +228,7 @@ class ObjectReader:
         last = min(last, blocks_in_object - 1)
         if len(self._streams) >= _STREAMS_MAX:
             self._streams.clear()
+            self.ending.clear()
         self._streams[key] = _Stream(first, last + 1, run_bytes, reads)
         return first, last
 
@@ -238,31 +245,68 @@ class ObjectReader:
         if self.nursery is None or stream is None:
             return
         block_bytes = self._cache.block_bytes
-        range_blocks = max(1, _RANGE_BYTES // block_bytes)
-        if not stream.at - range_blocks <= first <= stream.ahead:
+        if not stream.at - _RANGE_BYTES // block_bytes <= first <= stream.ahead:
             return
-        end = -(-size // block_bytes)
+        if self._next is not None and self._next[0] == key:
+            self._next = None
         stream.reads += last >= stream.at
         stream.at = max(stream.at, last + 1)
-        if stream.at >= end:
-            self._went_on = stream.run_bytes >= _RANGE_BYTES
+        if stream.at * block_bytes >= size:
             del self._streams[key]
+            self.ending.discard(key)
+        elif stream.reads > 1:
+            self._begin_ranges(key, stream, size)
+        self._begin_next()
+
+    def go_on(self, key: str, offset: int, size: int) -> None:
+        """Read an object ahead from `offset` on: a file that is read in sequence goes on there.
+
+        Does nothing if it is read already, or so small that it is fetched whole.
+        """
+        if size <= WHOLE_OBJECT_BYTES or key in self._streams:
             return
-        while stream.reads > 1 and stream.ahead < end and self._ranges < self._ranges_max:
+        first = offset // self._cache.block_bytes
+        self._streams[key] = _Stream(first, first, self.ahead_bytes_max, reads=2)
+        self._next = key, size
+        self._begin_next()
+
+    def _begin_next(self) -> None:
+        """Begin ranges of what comes next, in the room that what is read now leaves."""
+        if self._next is None:
+            return
+        stream = self._streams.get(self._next[0])
+        if stream is None:  # it is cached
+            self._next = None
+            return
+        unread = len(self._arrived) * self._cache.block_bytes // _RANGE_BYTES
+        self._begin_ranges(self._next[0], stream, self._next[1], unread)
+
+    def _begin_ranges(self, key: str, stream: _Stream, size: int, unread: int = 0) -> None:
+        """Begin as many ranges as the stream is to be ahead of its reader, and as there may be."""
+        if self.nursery is None:
+            return
+        block_bytes = self._cache.block_bytes
+        end = -(-size // block_bytes)
+        while stream.ahead < end and self._ranges + unread < self._ranges_max:
             if stream.ahead - stream.at >= stream.run_bytes // block_bytes:
                 return
+            is_far = stream.run_bytes >= 2 * _RANGE_BYTES
+            range_blocks = max(1, (_RANGE_BYTES if is_far else _RANGE_BYTES_FIRST) // block_bytes)
             begin = stream.ahead
-            stream.ahead = min(end, begin + range_blocks)
+            stream.ahead = min(end, (begin // range_blocks + 1) * range_blocks)
             numbers = [i for i in range(begin, stream.ahead) if (key, i) not in self._in_flight]
             if not numbers:
                 continue
             stream.ahead = _end_of_run(numbers) + 1
-            stream.run_bytes = min(stream.run_bytes * 2, _RANGE_BYTES * self._ranges_max)
+            stream.run_bytes = min(stream.run_bytes * 2, self.ahead_bytes_max)
             self._ranges += 1
             event = self._begin(key, numbers[0], stream.ahead - 1)
             self.nursery.start_soon(
                 self._fetch_ahead, key, numbers[0], stream.ahead - 1, size, event
             )
+        if stream.ahead >= end and not stream.is_ending:
+            stream.is_ending = True
+            self.ending.add(key)
 
     async def _fetch_ahead(
         self, key: str, first: int, last: int, size: int, event: trio.Event
@@ -282,6 +326,7 @@ class ObjectReader:
             log.info("no read-ahead of %s: %s", key, error)
         finally:
             self._ranges -= 1
+            self._begin_next()
 
     async def _is_cached(self, key: str, index: int) -> bool:
         """Tell whether a block is in the cache: then what follows is likely to be, too."""

@@ -35,6 +35,12 @@ _LAST_READS = 5
 """So often must what comes from the store fail its check before it counts as damaged there."""
 
 
+_SEARCH_BYTES = 256 * 1024
+"""So exactly is looked for where a file goes on in another object: it is read ahead anyway."""
+
+ExtentAt = Callable[[int], Extent | None]
+
+
 class ChunkGone(Exception):  # no error: the file has other extents by now
     """The chunk died or shrank while it was read: look the extents up again."""
 
@@ -117,9 +123,17 @@ class Reader:
             parts.append(bytes(end - position))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def read(self, extents: Sequence[Extent], start: int, end: int) -> bytes:
+    async def read(
+        self,
+        extents: Sequence[Extent],
+        start: int,
+        end: int,
+        extent_at: ExtentAt | None = None,
+    ) -> bytes:
         """Return file bytes [start, end) that `extents` describe; holes read as zeros.
 
+        `extent_at` gives the file's extent at an offset; it is asked where the file goes on when
+        an object that it is in was read ahead to its end.
         Waits for a store that is away. Raises `Corrupt`: proven damage. Safe to cancel.
         """
         parts = []
@@ -134,7 +148,29 @@ class Reader:
             position = stop
         if position < end:
             parts.append(bytes(end - position))
+        if self._objects.ending and extents and extent_at is not None:
+            self._go_on(extents[-1].chunk, end, extent_at)
         return b"".join(parts)
+
+    def _go_on(self, chunk: int, end: int, extent_at: ExtentAt) -> None:
+        """Have the object read ahead in which the file goes on behind the one of `chunk`."""
+        here = self._chunks.place(chunk)
+        if here is None or here.key not in self._objects.ending:
+            return
+        self._objects.ending.discard(here.key)
+        low, high = end, end + self._objects.ahead_bytes_max + _SEARCH_BYTES
+        found = None
+        while high - low > _SEARCH_BYTES:
+            middle = (low + high) // 2
+            extent = extent_at(middle)
+            place = None if extent is None else self._chunks.place(extent.chunk)
+            if place is not None and place.key == here.key:
+                low = middle
+            else:
+                high, found = middle, place
+        if found is not None and not is_base_pack(found.key):
+            size = self._chunks.object_size(found.key) or 0
+            self._objects.go_on(found.key, found.offset, size)
 
     def _from_pieces(self, chunk: int, start: int, end: int) -> list[bytes] | None:
         """Return a chunk's bytes from the journal, or None if not all of them are there."""

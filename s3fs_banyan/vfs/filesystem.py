@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
 import trio
@@ -52,6 +53,7 @@ from s3fs_banyan.model import (
     XATTR_VALUE_BYTES_MAX,
     Attributes,
     Dentry,
+    Extent,
     Link,
     Make,
     Reap,
@@ -225,7 +227,8 @@ class FileSystem:
                 if young is not None:
                     return young
                 with suppress(ChunkGone):  # overwritten or cut off while it was read: again
-                    return await self._reader.read(extents, offset, end)
+                    at = partial(self._extent_at, ino)
+                    return await self._reader.read(extents, offset, end, at)
         except DataError as error:
             log.error("read of inode %d at %d: %s", ino, offset, error)
             raise InputOutput(f"inode {ino} at {offset}: {error}") from error
@@ -234,6 +237,10 @@ class FileSystem:
         except StoreError as error:
             log.error("read of inode %d at %d: %s", ino, offset, error)
             raise InputOutput(f"inode {ino} at {offset}: {error}") from error
+
+    def _extent_at(self, ino: int, offset: int) -> Extent | None:
+        found = self._extents.overlapping(ino, offset, offset + 1)
+        return found[0] if found else None
 
     async def write(self, ino: int, offset: int, data: bytes, tid: int = 0) -> int:
         """Write bytes; when it returns they survive the death of the daemon, not a power cut."""

@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from s3fs_banyan.data.blocks import charge_of
-from s3fs_banyan.data.cache import BytesDisk, DiskBlockCache
+from s3fs_banyan.data.cache import DiskBlockCache
+from s3fs_banyan.data.cache_table import BytesDisk
 from s3fs_banyan.errors import Corrupt
 
 BLOCK = 16 * 1024
@@ -175,7 +176,7 @@ def test_out_of_file_descriptors_is_a_miss_that_loses_nothing(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     with monkeypatch.context() as patch:
-        patch.setattr("s3fs_banyan.data.cache.os.open", refuse)
+        patch.setattr("s3fs_banyan.data.cache_table.os.open", refuse)
         assert cache.get("a", 0) is None
     assert cache.get("a", 0) == filled(1)
     assert cache.stats().damaged == 0
@@ -483,7 +484,7 @@ def test_a_half_written_block_leaves_no_file(
         return written[0]
 
     with monkeypatch.context() as patch:
-        patch.setattr("s3fs_banyan.data.cache.os.write", write_a_little)
+        patch.setattr("s3fs_banyan.data.cache_table.os.write", write_a_little)
         cache.put("a", 0, filled(1))
     assert written == [1000]
     assert value_files(directory) == []

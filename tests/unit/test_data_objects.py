@@ -16,7 +16,7 @@ from s3fs_banyan.remote.memory import MemoryStore
 from tests.unit.engine_kit import StepRuntime, T, Ts
 
 MIB = 1 << 20
-SIZE = 40 * MIB
+SIZE = 96 * MIB
 DATA = os.urandom(SIZE)
 STEP = 300_000
 
@@ -79,7 +79,9 @@ class Bench:
         """Read from the beginning to `end`, and check every byte."""
         for offset in range(0, end, STEP):
             length = min(STEP, end - offset)
-            assert await self.reader.read(key, offset, length, SIZE) == DATA[offset:][:length]
+            assert (
+                await self.reader.read(key, offset, length, SIZE) == DATA[offset : offset + length]
+            )
 
 
 async def test_a_sequence_is_read_ahead_in_several_ranges_and_nothing_twice(
@@ -98,18 +100,44 @@ async def test_a_sequence_is_read_ahead_in_several_ranges_and_nothing_twice(
     assert spent_s < len(bench.store.ranges) * 2 / 3
 
 
-async def test_a_file_that_goes_on_in_the_next_object_is_read_ahead_at_once(
+async def test_a_file_that_goes_on_in_the_next_object_leaves_no_gap(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What comes next is on its way before the reader is there, within the same memory."""
+    del autojump_clock
+    bench = Bench()
+    reader = bench.reader
+    async with trio.open_nursery() as nursery:
+        reader.nursery = nursery
+        ended_at = SIZE
+        for offset in range(0, SIZE, STEP):
+            await reader.read("pack/0", offset, min(STEP, SIZE - offset), SIZE)
+            if reader.ending and ended_at == SIZE:
+                ended_at = offset
+                reader.go_on("pack/1", 0, SIZE)
+            await trio.testing.wait_all_tasks_blocked()
+            ahead = len(reader._arrived) * BLOCK_BYTES + bench.runtime.running * 8 * MIB
+            assert ahead <= reader.ahead_bytes_max + 8 * MIB
+        assert ended_at <= SIZE - 16 * MIB
+        known = [*reader._in_flight, *reader._arrived]
+        begun = {index for key, index in known if key == "pack/1"}
+        assert set(range(16 * MIB // BLOCK_BYTES)) <= begun
+        await bench.read_all("pack/1")
+    assert sum(length for _, length in bench.store.ranges) == 2 * SIZE
+    assert bench.runtime.most == 4
+
+
+async def test_what_comes_next_and_is_cached_is_not_fetched(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     del autojump_clock
     bench = Bench()
+    bench.cache.put_object("pack/1", DATA)
     async with trio.open_nursery() as nursery:
         bench.reader.nursery = nursery
-        await bench.read_all()
-        bench.runtime.most = 0
-        await bench.reader.read("pack/1", 0, STEP, SIZE)
-        await trio.testing.wait_all_tasks_blocked()
-        assert bench.runtime.running == 4
+        bench.reader.go_on("pack/1", 5 * MIB, SIZE)
+        await trio.sleep(10)
+    assert bench.store.ranges == []
 
 
 async def test_single_reads_of_a_large_object_fetch_no_more_than_a_run(
