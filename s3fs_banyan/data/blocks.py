@@ -111,7 +111,7 @@ def row_key_of(key: str, index: int) -> str:
 
 def strip_key_of(key: str, number: int) -> str:
     """Return the one text that names a strip of blocks (`data/strips.py`)."""
-    return row_key_of(key, number).replace(_SEPARATOR, f"{_SEPARATOR}s")
+    return f"{key}{_SEPARATOR}s{number}"
 
 
 def row_key_range_of(key: str) -> tuple[str, str]:

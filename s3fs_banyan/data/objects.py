@@ -229,8 +229,14 @@ class ObjectReader:
         if len(self._streams) >= _STREAMS_MAX:
             self._streams.clear()
             self.ending.clear()
+        self._drop_stream(key)
         self._streams[key] = _Stream(first, last + 1, run_bytes, reads)
         return first, last
+
+    def _drop_stream(self, key: str) -> None:
+        """Forget a stream, and that it was ending: each read looks at what is."""
+        self._streams.pop(key, None)
+        self.ending.discard(key)
 
     # --- ahead of a reader ---------------------------------------------------------------
 
@@ -252,8 +258,7 @@ class ObjectReader:
         stream.reads += last >= stream.at
         stream.at = max(stream.at, last + 1)
         if stream.at * block_bytes >= size:
-            del self._streams[key]
-            self.ending.discard(key)
+            self._drop_stream(key)
         elif stream.reads > 1:
             self._begin_ranges(key, stream, size)
         self._begin_next()
@@ -318,7 +323,7 @@ class ObjectReader:
                 is_cached = await self._is_cached(key, first)
             finally:
                 if is_cached:
-                    self._streams.pop(key, None)
+                    self._drop_stream(key)
                     self._end(key, first, last, event)
             if not is_cached:
                 await self._fetch_run(key, first, last, size, event)

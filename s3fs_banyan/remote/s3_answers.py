@@ -17,7 +17,7 @@ from s3fs_banyan.errors import BrokenBody, Unavailable
 from s3fs_banyan.remote.answers import unix_ns
 from s3fs_banyan.runtime import monotonic_s
 
-_READ_PIECE_BYTES: Final = 1 << 18
+_READ_PIECE_BYTES: Final = 1 << 20
 _READ_RATE_MIN: Final = 16 * 1024
 """Bytes a second: a body that comes slower is given up, or a trickle would never end."""
 

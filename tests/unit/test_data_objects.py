@@ -137,7 +137,11 @@ async def test_what_comes_next_and_is_cached_is_not_fetched(
         bench.reader.nursery = nursery
         bench.reader.go_on("pack/1", 5 * MIB, SIZE)
         await trio.sleep(10)
+        bench.reader.go_on("pack/1", SIZE - 5 * MIB, SIZE)
+        assert bench.reader.ending == {"pack/1"}
+        await trio.sleep(10)
     assert bench.store.ranges == []
+    assert not bench.reader.ending
 
 
 async def test_single_reads_of_a_large_object_fetch_no_more_than_a_run(

@@ -226,7 +226,6 @@ async def test_nobody_is_answered_while_a_failed_sync_waits_for_a_segment() -> N
         early = [*answered]
         has_room = journal.has_room(0, use_reserve=True)
         journal.spares.make_now()
-        journal._notify()
     assert early == []
     assert not has_room
     bench.disk.power_cut()
@@ -269,7 +268,6 @@ async def test_a_rewrite_waits_until_all_of_it_fits() -> None:
         await trio.testing.wait_all_tasks_blocked()
         for _ in range(3):
             journal.spares.make_now()
-        journal._notify()
     bench.disk.power_cut()
     assert bench.replayed() == ops
 
