@@ -154,9 +154,8 @@ monotonic_ns = time.monotonic_ns
 """The monotonic clock itself, for the adapter's request loop: a wrapper would cost as much."""
 
 
-def monotonic_s() -> float:
-    """Monotonic seconds for code that runs in worker threads (deadlines of the retry layer)."""
-    return time.monotonic()
+monotonic_s = time.monotonic
+"""Monotonic seconds: for code in worker threads (deadlines of the retry layer), and the adapter."""
 
 
 def random_unit() -> float:

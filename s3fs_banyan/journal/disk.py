@@ -99,7 +99,7 @@ class RealFile:
         self.fileno = fd
 
     def pwritev(self, buffers: Sequence[Bytes], position: int) -> None:
-        wanted = sum(len(buffer) for buffer in buffers)
+        wanted = sum(map(len, buffers))
         written = os.pwritev(self._fd, buffers, position)
         if written != wanted:
             rest = b"".join(buffers)

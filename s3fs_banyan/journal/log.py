@@ -110,6 +110,8 @@ class Journal:
         self._sync_running: trio.Event | None = None
         self._sync_wanted = trio.Event()
         self._changed = trio.Event()
+        self._is_awaited = False
+        """Whether anyone may wait for `_changed`; a new event for every sync is not free."""
         self._stuck = False
         self._failure: OSError | None = None
         """What was not synced could not be rewritten either: nothing is ever synced any more."""
@@ -190,6 +192,7 @@ class Journal:
 
     async def wait_changed(self) -> None:
         """Wait until room, syncs or spares may have changed. Safe to cancel."""
+        self._is_awaited = True
         await self._changed.wait()
 
     def append(self, op: Operation, tid: int = 0) -> Appended:
@@ -369,8 +372,10 @@ class Journal:
                 await trio.lowlevel.checkpoint()
 
     def _notify(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+        if self._is_awaited:
+            self._is_awaited = False
+            self._changed.set()
+            self._changed = trio.Event()
 
     # --- reading and recycling -----------------------------------------------------------
 

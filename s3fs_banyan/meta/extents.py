@@ -11,7 +11,8 @@ Rules (architecture, section 6):
   from its first byte to its last.
 
 A file that is appended to keeps its last extent in RAM (`_Tail`) until something else looks at
-its extents or the transaction ends: growing it then costs one row (the piece) a write.
+its extents or the transaction ends, and new pieces wait until one of their chunk is looked at:
+a write to a new file, or at a file's end, then costs no statement of its own.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class _Tail:
     chunk: int
     chunk_offset: int
     stored_length: int
-    """What the row says; `length` is the truth."""
+    """What the row says, 0 if there is none yet; `length` is the truth."""
 
 
 class Extents:
@@ -60,10 +61,15 @@ class Extents:
 
     def __init__(self, connection: apsw.Connection, tree: Tree) -> None:
         self._run = runner(connection)
+        self._many = connection.cursor().executemany
         self._tree = tree
         self._tails: dict[int, _Tail] = {}
         self._grown: set[int] = set()
         """Files whose tail has grown beyond its row."""
+        self._new_pieces: list[tuple[int, ...]] = []
+        """Rows of pieces that are not written yet."""
+        self._new_pieces_of: set[int] = set()
+        """Their chunks."""
         self.used_bytes: int = self._run("SELECT coalesce(sum(length), 0) FROM extent").fetchall()[
             0
         ][0]
@@ -79,6 +85,8 @@ class Extents:
 
     def pieces(self, chunk: int, start: int, end: int) -> list[Piece]:
         """Return the pieces of a chunk that share a byte with [start, end), in order."""
+        if chunk in self._new_pieces_of:
+            self._write_pieces()
         rows = self._run(_PIECES, (chunk, start, end)).fetchall()
         return [Piece(*row) for row in rows if row[0] + row[1] > start]
 
@@ -117,12 +125,12 @@ class Extents:
             tail = self._find_tail(ino, offset)
             if tail is not None:
                 done = self._grow(ino, tail, length, segment, position, op_seq)
-                self._settle(ino)
         while done < length:
             step = min(length - done, CHUNK_BYTES_MAX)
             self._new_chunk(ino, offset + done, step, segment, position, done, op_seq)
             done += step
         if offset < size:
+            self._settle(ino)
             self._tails.pop(ino, None)
 
     def _find_tail(self, ino: int, offset: int) -> _Tail | None:
@@ -167,13 +175,10 @@ class Extents:
         self._settle(ino)
         chunk = self._tree.counter("next_chunk")
         self._tree.set_counter("next_chunk", chunk + 1)
-        self._run("INSERT INTO chunk VALUES (?, ?, 1)", (chunk, length)).fetchall()
-        self._run(
-            "INSERT INTO extent VALUES (?, ?, ?, ?, 0)", (ino, offset, length, chunk)
-        ).fetchall()
         self._add_piece(chunk, 0, length, segment, position, done, op_seq)
         self.used_bytes += length
-        self._tails[ino] = _Tail(offset, length, chunk, 0, length)
+        self._tails[ino] = _Tail(offset, length, chunk, 0, 0)
+        self._grown.add(ino)
 
     def _overwrite_within(
         self, ino: int, offset: int, length: int, segment: int, position: int, op_seq: int
@@ -242,6 +247,8 @@ class Extents:
         if refs:
             self._run("UPDATE chunk SET refs = ? WHERE id = ?", (refs, chunk)).fetchall()
         else:
+            if chunk in self._new_pieces_of:
+                self._write_pieces()
             self._run("DELETE FROM chunk WHERE id = ?", (chunk,)).fetchall()
             self._run("DELETE FROM piece WHERE chunk = ?", (chunk,)).fetchall()
 
@@ -261,10 +268,8 @@ class Extents:
         record_offset: int,
         op_seq: int,
     ) -> None:
-        self._run(
-            "INSERT INTO piece VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (chunk, offset, length, segment, position, record_offset, op_seq),
-        ).fetchall()
+        self._new_pieces.append((chunk, offset, length, segment, position, record_offset, op_seq))
+        self._new_pieces_of.add(chunk)
 
     def _trim_pieces(self, chunk: int, start: int, end: int) -> None:
         """Take chunk bytes [start, end) out of all pieces."""
@@ -294,6 +299,7 @@ class Extents:
 
         One scan of all pieces; rare.
         """
+        self._write_pieces()
         self._run(
             "CREATE TEMP TABLE IF NOT EXISTS moved"
             " (op_seq INTEGER PRIMARY KEY, segment INTEGER, position INTEGER)"
@@ -308,6 +314,7 @@ class Extents:
 
     def forget_pieces(self, watermark: int, limit: int) -> bool:
         """Drop up to `limit` pieces of chunks below `watermark`; true when none is left."""
+        self._write_pieces()
         rows = self._run(
             "SELECT chunk, offset FROM piece WHERE chunk < ? ORDER BY chunk LIMIT ?",
             (watermark, limit),
@@ -319,25 +326,49 @@ class Extents:
     # --- what waits in RAM ---------------------------------------------------------------
 
     def _settle(self, ino: int) -> None:
-        """Write the row of a file's tail if it has grown."""
+        """Write the rows of a file's tail if it is new or has grown."""
         tail = self._tails.get(ino)
         if tail is None or tail.stored_length == tail.length:
             return
-        self._run(
-            "UPDATE extent SET length = ? WHERE ino = ? AND offset = ?",
-            (tail.length, ino, tail.offset),
-        ).fetchall()
-        self._run(
-            "UPDATE chunk SET length = ? WHERE id = ?",
-            (tail.chunk_offset + tail.length, tail.chunk),
-        ).fetchall()
-        tail.stored_length = tail.length
+        self._write_tails([ino])
         self._grown.discard(ino)
 
+    def _write_tails(self, inos: Sequence[int]) -> None:
+        tails = [(ino, self._tails[ino]) for ino in inos]
+        old = [(ino, tail) for ino, tail in tails if tail.stored_length]
+        new = [(ino, tail) for ino, tail in tails if not tail.stored_length]
+        if old:
+            self._many(
+                "UPDATE extent SET length = ? WHERE ino = ? AND offset = ?",
+                [(tail.length, ino, tail.offset) for ino, tail in old],
+            )
+            self._many(
+                "UPDATE chunk SET length = ? WHERE id = ?",
+                [(tail.chunk_offset + tail.length, tail.chunk) for _, tail in old],
+            )
+        if new:
+            self._many(
+                "INSERT INTO chunk VALUES (?, ?, 1)", [(tail.chunk, tail.length) for _, tail in new]
+            )
+            self._many(
+                "INSERT INTO extent VALUES (?, ?, ?, ?, 0)",
+                [(ino, tail.offset, tail.length, tail.chunk) for ino, tail in new],
+            )
+        for _, tail in tails:
+            tail.stored_length = tail.length
+
+    def _write_pieces(self) -> None:
+        if self._new_pieces:
+            self._many("INSERT INTO piece VALUES (?, ?, ?, ?, ?, ?, ?)", self._new_pieces)
+            self._new_pieces.clear()
+            self._new_pieces_of.clear()
+
     def flush(self) -> None:
-        """Write the rows of all tails."""
-        for ino in [*self._grown]:
-            self._settle(ino)
+        """Write the rows of all tails and pieces."""
+        self._write_pieces()
+        if self._grown:
+            self._write_tails(sorted(self._grown))
+            self._grown.clear()
         if len(self._tails) > 4096:  # a bound on RAM, no semantics
             self._tails.clear()
 

@@ -1,13 +1,15 @@
-"""Names and inodes: queries, and the inode rows that change too often to write each time.
+"""Names and inodes: queries, and the rows that change too often to write each time.
 
-Inside the long transaction of live.db, changed inodes and counters wait in RAM and are written
-when it ends (`flush`): a file that is created, written and closed costs one row, not three. A
+Inside the long transaction of live.db, changed inodes, new names and counters wait in RAM and
+are written when it ends (`flush`): a file that is created, written and closed costs one row of
+its inode, not three, and one that is made under another name and renamed one row of a name. A
 daemon that dies loses the transaction as a whole and folds it again from the journal, so the
 rows and what waits are never apart.
 """
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 
 import apsw
@@ -35,6 +37,10 @@ class Tree:
         self._inodes: dict[int, Attributes] = {}
         self._new: set[int] = set()
         self._changed: set[int] = set()
+        self._new_names: dict[tuple[int, bytes], tuple[int, int]] = {}
+        """(directory, name) -> (inode, cookie) of names whose rows are not written yet."""
+        self._has_xattrs = bool(self._run("SELECT 1 FROM xattr LIMIT 1").fetchall())
+        """False: no inode has any, which is the rule, and nobody need look."""
         self._counters = {
             name: int(value)
             for name, value in self._run("SELECT name, value FROM counter").fetchall()
@@ -99,6 +105,9 @@ class Tree:
 
     def lookup(self, parent: int, name: bytes) -> int | None:
         """Return the inode number behind a name."""
+        new = self._new_names.get((parent, name))
+        if new is not None:
+            return new[0]
         rows = self._run(
             "SELECT ino FROM dentry WHERE parent = ? AND name = ?", (parent, name)
         ).fetchall()
@@ -106,6 +115,7 @@ class Tree:
 
     def entries(self, parent: int, after_cookie: int, limit: int) -> list[Dentry]:
         """Return up to `limit` names of a directory behind a cookie, in order of cookies."""
+        self._write_names()
         rows = self._run(
             "SELECT name, ino, cookie FROM dentry WHERE parent = ? AND cookie > ?"
             " ORDER BY cookie LIMIT ?",
@@ -115,26 +125,43 @@ class Tree:
 
     def is_empty(self, parent: int) -> bool:
         """Tell whether a directory has no names."""
+        self._write_names()
         return not self._run("SELECT 1 FROM dentry WHERE parent = ? LIMIT 1", (parent,)).fetchall()
 
     def add_name(self, parent: int, name: bytes, ino: int, cookie: int) -> None:
         """Add a name that is not there."""
-        self._run("INSERT INTO dentry VALUES (?, ?, ?, ?)", (parent, name, ino, cookie)).fetchall()
+        self._new_names[parent, name] = (ino, cookie)
 
     def point_name(self, parent: int, name: bytes, ino: int) -> None:
         """Let a name that is there mean another inode."""
+        new = self._new_names.get((parent, name))
+        if new is not None:
+            self._new_names[parent, name] = (ino, new[1])
+            return
         self._run(
             "UPDATE dentry SET ino = ? WHERE parent = ? AND name = ?", (ino, parent, name)
         ).fetchall()
 
     def remove_name(self, parent: int, name: bytes) -> None:
         """Remove a name."""
-        self._run("DELETE FROM dentry WHERE parent = ? AND name = ?", (parent, name)).fetchall()
+        if self._new_names.pop((parent, name), None) is None:
+            self._run("DELETE FROM dentry WHERE parent = ? AND name = ?", (parent, name)).fetchall()
+        else:
+            # As for an inode: a commit of a former life may hold the row never written here.
+            noted = "INSERT OR IGNORE INTO dirty_dentry SELECT active, ?, ? FROM flip"
+            self._run(noted, (parent, name)).fetchall()
 
     def parent_of_directory(self, ino: int) -> int | None:
         """Return the directory that holds a directory's one name; scans, so for rare use."""
+        self._write_names()
         rows = self._run("SELECT parent FROM dentry WHERE ino = ? LIMIT 1", (ino,)).fetchall()
         return rows[0][0] if rows else None
+
+    def _write_names(self) -> None:
+        if self._new_names:
+            rows = [(*key, *value) for key, value in self._new_names.items()]
+            self._many("INSERT INTO dentry VALUES (?, ?, ?, ?)", rows)
+            self._new_names.clear()
 
     # --- links, attributes ---------------------------------------------------------------
 
@@ -149,6 +176,8 @@ class Tree:
 
     def xattr(self, ino: int, name: bytes) -> bytes | None:
         """Return one extended attribute."""
+        if not self._has_xattrs:
+            return None
         rows = self._run(
             "SELECT value FROM xattr WHERE ino = ? AND name = ?", (ino, name)
         ).fetchall()
@@ -156,12 +185,15 @@ class Tree:
 
     def xattr_names(self, ino: int) -> list[bytes]:
         """Return the names of an inode's extended attributes."""
+        if not self._has_xattrs:
+            return []
         rows = self._run("SELECT name FROM xattr WHERE ino = ? ORDER BY name", (ino,)).fetchall()
         return [row[0] for row in rows]
 
     def set_xattr(self, ino: int, name: bytes, value: bytes) -> None:
         """Add or change an extended attribute."""
         if self.xattr(ino, name) is None:
+            self._has_xattrs = True
             self._run("INSERT INTO xattr VALUES (?, ?, ?)", (ino, name, value)).fetchall()
         else:
             self._run(
@@ -173,9 +205,11 @@ class Tree:
         self._run("DELETE FROM xattr WHERE ino = ? AND name = ?", (ino, name)).fetchall()
 
     def remove_belongings(self, ino: int) -> None:
-        """Remove the symbolic link and the extended attributes of an inode."""
-        self._run("DELETE FROM xattr WHERE ino = ?", (ino,)).fetchall()
-        self._run("DELETE FROM symlink WHERE ino = ?", (ino,)).fetchall()
+        """Remove the symbolic link and the extended attributes of an inode that is there."""
+        if self._has_xattrs:
+            self._run("DELETE FROM xattr WHERE ino = ?", (ino,)).fetchall()
+        if stat.S_ISLNK(self.inode(ino).mode):
+            self._run("DELETE FROM symlink WHERE ino = ?", (ino,)).fetchall()
 
     # --- counters, orphans, flush --------------------------------------------------------
 
@@ -194,7 +228,8 @@ class Tree:
             yield ino
 
     def flush(self) -> None:
-        """Write the inodes and counters that wait in RAM."""
+        """Write the names, inodes and counters that wait in RAM."""
+        self._write_names()
         if self._new:
             self._many(_INSERT, [self._inodes[ino] for ino in sorted(self._new)])
             self._new.clear()
