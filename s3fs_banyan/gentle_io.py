@@ -17,7 +17,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import fcntl
+import mmap
 import os
+from collections import deque
 from pathlib import Path
 from typing import Final
 
@@ -26,10 +30,15 @@ Bytes = bytes | bytearray | memoryview
 CALL_BYTES: Final = 1 << 18
 """Copied within a tenth of a millisecond or two, the memory that it needs included."""
 _PIECE_BYTES: Final = 1 << 20
+LARGE_BYTES: Final = 1 << 20
+"""From here on it pays to write past the page cache."""
+_SECTOR_BYTES: Final = 4096
 _ALL_OF_IT: Final = 7
 """SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE and _WAIT_AFTER."""
 
 _libc: Final = ctypes.CDLL(None)
+_aligned: Final[deque[mmap.mmap]] = deque()
+"""Memory that lies as disks want it, for the next writer: at most one for each of them."""
 
 
 class Writeback:
@@ -59,6 +68,65 @@ def write_all(descriptor: int, data: Bytes) -> None:
     position = 0
     while position < len(view):
         position += os.write(descriptor, view[position : position + CALL_BYTES])
+
+
+def write_past_cache(descriptor: int, data: Bytes) -> None:
+    """Write all of `data` to a new file, past the page cache where the file system can do so.
+
+    For files that are large and read later, if at all: the kernel need not find memory for them,
+    nor send them to the disk all at once some time later. Not durable on return. Raises
+    `OSError`. Blocks, without holding a processor.
+    """
+    view = memoryview(data).cast("B")
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    position = 0
+    with contextlib.suppress(_NotDirect):
+        _set_flags(descriptor, flags | os.O_DIRECT)
+        try:
+            position = _write_aligned(descriptor, view)
+        finally:
+            _set_flags(descriptor, flags)
+    os.lseek(descriptor, position, os.SEEK_SET)
+    write_all(descriptor, view[position:])
+
+
+class _NotDirect(Exception):  # no error: it is written through the page cache then
+    """The file system takes no writes past the page cache."""
+
+
+def _set_flags(descriptor: int, flags: int) -> None:
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+    except OSError as error:
+        raise _NotDirect from error
+
+
+def _write_aligned(descriptor: int, view: memoryview) -> int:
+    """Write piece by piece; returns how much was written, all of it or what could be so."""
+    try:
+        memory = _aligned.pop()
+    except IndexError:
+        memory = mmap.mmap(-1, _PIECE_BYTES)
+    position = 0
+    try:
+        while position < len(view):
+            length = min(len(view) - position, _PIECE_BYTES)
+            padded = -(-length // _SECTOR_BYTES) * _SECTOR_BYTES
+            memory[:length] = view[position : position + length]
+            memory[length:padded] = bytes(padded - length)
+            with memoryview(memory) as piece:
+                written = os.pwrite(descriptor, piece[:padded], position)
+            position += min(written, length)
+            if written != padded:
+                break
+            if padded != length:
+                os.ftruncate(descriptor, position)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        _aligned.append(memory)
+    return position
 
 
 def read_into(descriptor: int, buffer: bytearray | memoryview, position: int) -> int:

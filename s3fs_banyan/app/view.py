@@ -199,7 +199,7 @@ class View:
         """
         offset, size = 0, entry.attributes.size
         while offset < size:
-            data = await self.filesystem.read(entry.attributes.ino, offset, _READ_BYTES)
+            data = bytes(await self.filesystem.read(entry.attributes.ino, offset, _READ_BYTES))
             yield offset, data
             offset += len(data)
 

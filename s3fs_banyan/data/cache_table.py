@@ -17,7 +17,7 @@ import diskcache
 from s3fs_banyan.data import cache_rows
 from s3fs_banyan.data.blocks import BLOCK_BYTES_MAX, charge_of
 from s3fs_banyan.errors import Corrupt
-from s3fs_banyan.gentle_io import Writeback, write_all
+from s3fs_banyan.gentle_io import LARGE_BYTES, Writeback, write_all, write_past_cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,7 +59,10 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]
         filename, path = self.filename(key)
         descriptor = _create(path)
         try:
-            write_all(descriptor, value)
+            if len(value) < LARGE_BYTES:
+                write_all(descriptor, value)
+            else:
+                write_past_cache(descriptor, value)
             if self.writes_at_once:
                 self._writeback.write_back(descriptor, len(value))
         except BaseException:

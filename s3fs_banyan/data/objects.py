@@ -15,7 +15,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple, TypeVar
 
 import trio
 
@@ -38,6 +38,17 @@ _STREAMS_MAX: Final = 1024
 _RAM_BYTES: Final = 8 << 20
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class _Range(NamedTuple):
+    """Neighbouring blocks that came together: block `first`, and what is behind it."""
+
+    first: int
+    data: memoryview
+    half_read: set[int]
+    """Blocks that a read began or ended in: another one will want the rest."""
 
 
 @dataclass(slots=True)
@@ -92,19 +103,27 @@ class ObjectReader:
         """Objects read ahead to their end just now: whoever knows what comes next says so."""
         self._next: tuple[str, int] | None = None
         """What comes next, key and size, while nobody has read it yet."""
-        self._arrived: OrderedDict[tuple[str, int], Bytes] = OrderedDict()
+        self._arrived: OrderedDict[tuple[str, int], _Range] = OrderedDict()
+        """Blocks that nobody has read to their end since they came."""
         self._used_last: OrderedDict[tuple[str, int], Bytes] = OrderedDict()
 
-    async def read(self, key: str, offset: int, length: int, size: int) -> bytes:
+    async def read(self, key: str, offset: int, length: int, size: int) -> Bytes:
         """Return bytes [offset, offset + length) of an object of `size` bytes.
 
+        Uncopied, as a view, where all of them came together and have not been read before.
         Raises `ObjectMissing`. Waits for as long as the store is away or refuses (expired keys
         can be renewed, and nothing is lost meanwhile); an impatient reader raises. Safe to cancel.
         """
         block_bytes = self._cache.block_bytes
         first = offset // block_bytes
         last = (offset + length - 1) // block_bytes
+        start = offset - first * block_bytes
         while True:
+            arrived = self._of_one_range(key, first, last, start, length)
+            if arrived is not None:
+                self._read_ahead(key, first, last, size)
+                self._let_go(key, first, last)
+                return arrived
             blocks = [self._in_ram(key, index) for index in range(first, last + 1)]
             if all(blocks):
                 break
@@ -128,11 +147,10 @@ class ObjectReader:
                 blocks[i - first] = fetched.get(i, b"")
             break
         self._read_ahead(key, first, last, size)
-        for index in range(first + 1, last):  # the whole of it was read: the kernel has it now
-            self._arrived.pop((key, index), None)
         for index in {first, last}:
-            self._keep_in_ram(key, index, blocks[index - first] or b"")
-        start = offset - first * block_bytes
+            if first == last or (key, index) not in self._arrived:
+                self._keep_in_ram(key, index, blocks[index - first] or b"")
+        self._let_go(key, first, last)
         return _cut(blocks, start, start + length)
 
     async def read_afresh(self, key: str, offset: int, length: int) -> bytes:
@@ -143,8 +161,37 @@ class ObjectReader:
         """
         return await self._read_store(key, offset, length)
 
+    def _of_one_range(
+        self, key: str, first: int, last: int, start: int, length: int
+    ) -> memoryview | None:
+        """Return the bytes from `start` of block `first` on if these blocks came together."""
+        came = self._arrived.get((key, first))
+        if first == last or came is None or self._arrived.get((key, last)) is not came:
+            return None
+        begin = (first - came.first) * self._cache.block_bytes + start
+        return came.data[begin : begin + length]
+
+    def _let_go(self, key: str, first: int, last: int) -> None:
+        """Drop what was read whole, by one read or by two: the kernel has it now.
+
+        The kernel may ask for the later bytes first.
+        """
+        for index in range(first, last + 1):
+            came = self._arrived.get((key, index))
+            if came is None:
+                continue
+            if first < index < last or index in came.half_read:
+                del self._arrived[key, index]
+            else:
+                came.half_read.add(index)
+
     def _in_ram(self, key: str, index: int) -> Bytes | None:
-        return self._used_last.get((key, index)) or self._arrived.get((key, index))
+        used = self._used_last.get((key, index))
+        came = self._arrived.get((key, index))
+        if used is not None or came is None:
+            return used
+        begin = (index - came.first) * self._cache.block_bytes
+        return came.data[begin : begin + self._cache.block_bytes]
 
     def _keep_in_ram(self, key: str, index: int, block: Bytes) -> None:
         self._arrived.pop((key, index), None)
@@ -153,9 +200,9 @@ class ObjectReader:
 
     def _keep(
         self,
-        kept: OrderedDict[tuple[str, int], Bytes],
+        kept: OrderedDict[tuple[str, int], T],
         name: tuple[str, int],
-        block: Bytes,
+        block: T,
         bytes_max: int,
     ) -> None:
         kept[name] = block
@@ -199,8 +246,9 @@ class ObjectReader:
                 first + i: view[i * block_bytes : (i + 1) * block_bytes]
                 for i in range(-(-len(data) // block_bytes))
             }
-            for i, block in blocks.items():
-                self._keep(self._arrived, (key, i), block, self._arrived_bytes_max)
+            came = _Range(first, view, set())
+            for i in blocks:
+                self._keep(self._arrived, (key, i), came, self._arrived_bytes_max)
         finally:
             self._end(key, first, last, event)
         if data:

@@ -16,6 +16,7 @@ from s3fs_banyan.data.frames_ram import RamFrames
 from s3fs_banyan.data.objects import ObjectReader
 from s3fs_banyan.data.recent import RecentRecords
 from s3fs_banyan.errors import Corrupt, ObjectMissing
+from s3fs_banyan.format.checksum import Bytes
 from s3fs_banyan.format.chunk import (
     Frame,
     are_plain,
@@ -129,14 +130,14 @@ class Reader:
         start: int,
         end: int,
         extent_at: ExtentAt | None = None,
-    ) -> bytes:
+    ) -> Bytes:
         """Return file bytes [start, end) that `extents` describe; holes read as zeros.
 
         `extent_at` gives the file's extent at an offset; it is asked where the file goes on when
         an object that it is in was read ahead to its end.
         Waits for a store that is away. Raises `Corrupt`: proven damage. Safe to cancel.
         """
-        parts = []
+        parts: list[Bytes] = []
         position = start
         for extent in extents:
             if extent.offset > position:
@@ -150,7 +151,7 @@ class Reader:
             parts.append(bytes(end - position))
         if self._objects.ending and extents and extent_at is not None:
             self._go_on(extents[-1].chunk, end, extent_at)
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _go_on(self, chunk: int, end: int, extent_at: ExtentAt) -> None:
         """Have the object read ahead in which the file goes on behind the one of `chunk`."""
@@ -202,7 +203,7 @@ class Reader:
             position = stop
         return parts if position == end else None
 
-    async def _read_chunk(self, chunk: int, start: int, end: int) -> bytes:
+    async def _read_chunk(self, chunk: int, start: int, end: int) -> Bytes:
         for _ in range(3):
             young = self._from_pieces(chunk, start, end)
             if young is not None:
@@ -228,7 +229,7 @@ class Reader:
                     break
         return await self._read_last_time(chunk, start, end)
 
-    async def _read_last_time(self, chunk: int, start: int, end: int) -> bytes:
+    async def _read_last_time(self, chunk: int, start: int, end: int) -> Bytes:
         """The cached copy was dropped: what the store itself says now is final.
 
         Not at the first word, though: bits that flip on the way differ each time, rot does not.
@@ -259,7 +260,7 @@ class Reader:
 
     async def _read_placed(
         self, chunk: int, length: int, place: Place, start: int, end: int, *, afresh: bool = False
-    ) -> bytes:
+    ) -> Bytes:
         first, last = start // FRAME_BYTES, (end - 1) // FRAME_BYTES
         found = [self.frames.get(ChunkId(chunk), index) for index in range(first, last + 1)]
         missing = [first + i for i, frame in enumerate(found) if frame is None]
@@ -289,7 +290,7 @@ class Reader:
         skip = start - first * FRAME_BYTES
         return data[skip : skip + end - start]
 
-    async def _read_stored(self, place: Place, start: int, length: int, *, afresh: bool) -> bytes:
+    async def _read_stored(self, place: Place, start: int, length: int, *, afresh: bool) -> Bytes:
         """Return bytes of a stored chunk, unverified, from a base pack or the store."""
         at = place.offset + start
         if is_base_pack(place.key):
@@ -321,7 +322,7 @@ def _decode_run(
     chunk: int,
     first: int,
     frames: Sequence[Frame],
-    stored: bytes,
+    stored: Bytes,
     key: str,
     cipher: Cipher | None,
 ) -> dict[int, bytes]:

@@ -20,7 +20,7 @@ from s3fs_banyan.journal.segment import JournalObserver, JournalSettings
 from s3fs_banyan.runtime import Runtime
 
 _FILL_BYTES = 1 << 20
-_FILL_PAUSE_S = 0.01
+_FILL_PAUSE_S = 0.03
 _URGENT = 2
 _LEAN = 4
 _BUSY_NS = 200_000_000

@@ -82,7 +82,7 @@ class Defragmenter:
         if len(before) < _EXTENTS_MIN or covered != end - start:
             return 0  # whole enough, or with holes, which a rewrite would fill
         try:
-            data = await self._fs.read(ino, start, end - start)
+            data = bytes(await self._fs.read(ino, start, end - start))
             if not self._state.has_room(len(data)):
                 await self._state.wait_room(len(data))
         except FSError as error:

@@ -42,6 +42,7 @@ from s3fs_banyan.errors import (
     StoreError,
     TooManyLinks,
 )
+from s3fs_banyan.format.checksum import Bytes
 from s3fs_banyan.meta.extents import Extents
 from s3fs_banyan.meta.tree import Tree
 from s3fs_banyan.model import (
@@ -212,7 +213,7 @@ class FileSystem:
         if self.handles.released(ino):
             self._bury_if_orphan(ino)
 
-    async def read(self, ino: int, offset: int, length: int) -> bytes:
+    async def read(self, ino: int, offset: int, length: int) -> Bytes:
         """Return file bytes, fewer only at the end; waits while the store is away.
 
         Raises `InputOutput` for proven damage.

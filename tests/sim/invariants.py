@@ -177,7 +177,7 @@ async def check_file(fs: FileSystem, model: ReferenceFS, ino: int) -> None:
         return
     version = model.version.get(ino)
     wanted = bytes(node.data)
-    found = await fs.read(ino, 0, len(wanted) + 1)
+    found = bytes(await fs.read(ino, 0, len(wanted) + 1))
     if ino in model.nodes and model.version.get(ino) == version:
         assert_same(found, wanted, f"inode {ino}")
 

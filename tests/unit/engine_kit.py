@@ -162,7 +162,7 @@ async def read_file(engine: Engine, name: bytes, parent: int = 1) -> bytes:
     """Return the bytes of a file."""
     fs = engine.filesystem
     attributes = fs.lookup(parent, name)
-    data = await fs.read(attributes.ino, 0, attributes.size)
+    data = bytes(await fs.read(attributes.ino, 0, attributes.size))
     fs.forget(attributes.ino, 1)
     return data
 

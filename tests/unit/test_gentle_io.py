@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import mmap
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -13,6 +17,7 @@ from s3fs_banyan.gentle_io import (
     read_into,
     write_all,
     write_gently,
+    write_past_cache,
 )
 
 
@@ -88,3 +93,91 @@ def test_a_write_that_takes_a_part_is_gone_on_with(
     with (tmp_path / "file").open("wb", buffering=0) as file:
         write_all(file.fileno(), data)
     assert (tmp_path / "file").read_bytes() == data
+
+
+SIZES_PAST_CACHE = [0, 1, 4095, 4096, 4097, 1 << 20, (1 << 20) + 1, (5 << 20) + 12_345]
+
+
+@pytest.mark.parametrize("size", SIZES_PAST_CACHE)
+def test_what_is_written_past_the_cache_is_all_there(tmp_path: Path, size: int) -> None:
+    """The disk takes whole sectors; the file has the bytes that were given and no more."""
+    data = os.urandom(size)
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        write_past_cache(file.fileno(), memoryview(data))
+        file.write(b"and the file stands at its end, as after any write")
+    assert (tmp_path / "file").read_bytes().startswith(data)
+    assert (tmp_path / "file").stat().st_size == size + 50
+
+
+def test_it_is_past_the_cache() -> None:
+    """That is the purpose: of a file that nobody has read, no page is in memory."""
+    data = os.urandom(4 << 20)
+    with TemporaryDirectory(dir="/var/tmp") as directory:  # a disk, where /tmp may be memory
+        direct, cached = Path(directory, "direct"), Path(directory, "cached")
+        with direct.open("wb", buffering=0) as file:
+            write_past_cache(file.fileno(), data)
+        with cached.open("wb", buffering=0) as file:
+            write_all(file.fileno(), data)
+        assert _pages_in_memory(direct) * 10 < _pages_in_memory(cached)
+
+
+def _pages_in_memory(path: Path) -> int:
+    """Return how many pages of a file the page cache holds: mincore(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = path.stat().st_size
+    pages = (ctypes.c_ubyte * (size // mmap.PAGESIZE))()
+    with path.open("rb+") as file, mmap.mmap(file.fileno(), size) as mapped:
+        place = ctypes.c_char.from_buffer(mapped)
+        found = libc.mincore(ctypes.byref(place), ctypes.c_size_t(size), pages)
+        del place
+        assert found == 0, os.strerror(ctypes.get_errno())
+    return sum(page & 1 for page in pages)
+
+
+@pytest.mark.parametrize("refused_from", [0, 1, 2])
+def test_a_file_system_that_refuses_it_gets_an_ordinary_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused_from: int
+) -> None:
+    """From the first call on, or in the middle."""
+    pwrite = os.pwrite
+    calls = 0
+
+    def refusing(descriptor: int, data: memoryview, position: int) -> int:
+        nonlocal calls
+        calls += 1
+        if calls > refused_from:
+            raise OSError(errno.EINVAL, "not aligned as this disk wants it")
+        return pwrite(descriptor, data, position)
+
+    monkeypatch.setattr(os, "pwrite", refusing)
+    data = os.urandom((3 << 20) + 77)
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        write_past_cache(file.fileno(), data)
+    assert (tmp_path / "file").read_bytes() == data
+    assert calls == refused_from + 1
+
+
+def test_a_short_write_past_the_cache_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pwrite(2) may take less than it was given."""
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: pwrite(fd, data[:8192], at))
+    data = os.urandom((2 << 20) + 5)
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        write_past_cache(file.fileno(), data)
+    assert (tmp_path / "file").read_bytes() == data
+
+
+def test_a_full_disk_is_an_error_past_the_cache_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with (
+        (tmp_path / "file").open("wb", buffering=0) as file,
+        pytest.raises(OSError, match="No space"),
+    ):
+        write_past_cache(file.fileno(), bytes(1 << 20))
