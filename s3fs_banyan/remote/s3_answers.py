@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from s3fs_banyan.errors import BrokenBody, Unavailable
 from s3fs_banyan.remote.answers import unix_ns
+from s3fs_banyan.remote.large_body import LARGE_BYTES, fill_from_line
 from s3fs_banyan.runtime import monotonic_s
 
 _READ_PIECE_BYTES: Final = 1 << 20
@@ -75,6 +76,14 @@ def body_of(
     pieces: list[bytes] = []
     try:
         with closing(answer["Body"]) as body:
+            filled = None
+            if expected is not None and expected >= LARGE_BYTES:
+                filled = fill_from_line(body, expected, deadline_s)
+            if filled is not None and filled.why:
+                pieces = [filled.data] if filled.data else []
+                raise torn.after(answer, pieces, f"{what}: {filled.why}")
+            if filled is not None:
+                return filled.data
             while piece := body.read(_READ_PIECE_BYTES):
                 pieces.append(piece)
                 if monotonic_s() > deadline_s:

@@ -1,0 +1,68 @@
+"""Large bodies from the line to where they stay, without a copy between.
+
+The SDK hands a body out in pieces that it copies inside, and joined they are copied once more:
+of what a cold read costs, a twentieth. So what lies under the SDK's body is read from directly,
+if it is what it is known to be; else the caller reads the body as usual.
+"""
+
+from __future__ import annotations
+
+import io
+from http.client import HTTPException, HTTPResponse
+from typing import Any, Final, NamedTuple
+
+from botocore.response import StreamingBody
+
+from s3fs_banyan.runtime import monotonic_s
+
+LARGE_BYTES: Final = 1 << 20
+"""From here on it pays."""
+_PIECE_BYTES: Final = 1 << 20
+
+
+class Filled(NamedTuple):
+    """What came of a body, and why not all of it, if so."""
+
+    data: bytes
+    why: str
+
+
+def fill_from_line(body: Any, length: int, deadline_s: float) -> Filled | None:  # noqa: ANN401
+    """Return what came of a body of `length` bytes until `deadline_s` of the monotonic clock.
+
+    The connection of a whole body can be used again; that of another one the caller closes with
+    the body. None: it is not known how to read this one, and nothing was read. Blocks.
+    """
+    raw = _raw_of(body)
+    if raw is None:
+        return None
+    line: HTTPResponse = raw._fp  # noqa: SLF001  # looked at by `_raw_of`
+    sink = io.BytesIO(bytes(length))  # the only reference to these bytes: they are not copied
+    count, why = 0, ""
+    with sink.getbuffer() as view:
+        while count < length and not why:
+            got = 0
+            try:
+                with view[count : count + _PIECE_BYTES] as piece:
+                    got = line.readinto(piece)
+            except (OSError, HTTPException) as error:
+                why = str(error) or type(error).__name__
+            count += got
+            if not got and not why:
+                why = f"{count} bytes came of {length}"
+            elif count < length and monotonic_s() > deadline_s:
+                why = "the body came too slowly"
+    if count < length:
+        sink.truncate(count)
+    else:
+        raw.release_conn()
+    return Filled(sink.getvalue(), why if count < length else "")
+
+
+def _raw_of(body: Any) -> Any:  # noqa: ANN401  # of the library under the SDK
+    """Return the response under a body that passes the line's bytes on as they are, or None."""
+    if type(body) is not StreamingBody:  # one that verifies, for one
+        return None
+    raw = getattr(body, "_raw_stream", None)
+    is_known = isinstance(getattr(raw, "_fp", None), HTTPResponse) and hasattr(raw, "release_conn")
+    return raw if is_known else None
