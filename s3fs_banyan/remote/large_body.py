@@ -11,13 +11,20 @@ import io
 from http.client import HTTPException, HTTPResponse
 from typing import Any, Final, NamedTuple
 
-from botocore.response import StreamingBody
-
 from s3fs_banyan.runtime import monotonic_s
 
 LARGE_BYTES: Final = 1 << 20
 """From here on it pays."""
 _PIECE_BYTES: Final = 1 << 20
+
+
+class BodyKind(NamedTuple):
+    """What an SDK hands out as a body."""
+
+    plain: type
+    """The class of one that passes the line's bytes on as they are; not of one that verifies."""
+    breaks: tuple[type[Exception], ...]
+    """What is raised while a body is read from the line."""
 
 
 class Filled(NamedTuple):
@@ -27,13 +34,18 @@ class Filled(NamedTuple):
     why: str
 
 
-def fill_from_line(body: Any, length: int, deadline_s: float) -> Filled | None:  # noqa: ANN401
+def fill_from_line(
+    body: Any,  # noqa: ANN401
+    plain: type,
+    length: int,
+    deadline_s: float,
+) -> Filled | None:
     """Return what came of a body of `length` bytes until `deadline_s` of the monotonic clock.
 
     The connection of a whole body can be used again; that of another one the caller closes with
     the body. None: it is not known how to read this one, and nothing was read. Blocks.
     """
-    raw = _raw_of(body)
+    raw = _raw_of(body) if type(body) is plain else None
     if raw is None:
         return None
     line: HTTPResponse = raw._fp  # noqa: SLF001  # looked at by `_raw_of`
@@ -60,9 +72,7 @@ def fill_from_line(body: Any, length: int, deadline_s: float) -> Filled | None: 
 
 
 def _raw_of(body: Any) -> Any:  # noqa: ANN401  # of the library under the SDK
-    """Return the response under a body that passes the line's bytes on as they are, or None."""
-    if type(body) is not StreamingBody:  # one that verifies, for one
-        return None
+    """Return the response under a body, or None."""
     raw = getattr(body, "_raw_stream", None)
     is_known = isinstance(getattr(raw, "_fp", None), HTTPResponse) and hasattr(raw, "release_conn")
     return raw if is_known else None

@@ -43,7 +43,7 @@ from s3fs_banyan.remote.s3_answers import (
     field_of,
     status_of,
 )
-from s3fs_banyan.remote.s3_client import BODY_BREAKS, from_sdk, make_client
+from s3fs_banyan.remote.s3_client import BODY_KIND, from_sdk, make_client
 from s3fs_banyan.remote.s3_errors import error_of
 from s3fs_banyan.remote.s3_integrity import How, Integrity, Sums, Upload, VerificationObserver
 
@@ -426,7 +426,7 @@ class S3Store:
                 raise AlreadyExists(f"{what}: it was written anew")
             seen = replace(torn, etag=found)
             timeout_s = self._options.read_timeout_s
-            return answer, body_of(answer, what, timeout_s, seen, BODY_BREAKS)
+            return answer, body_of(answer, what, timeout_s, seen, BODY_KIND)
 
     def _proven(
         self, path: str, asked: Mapping[str, Any], answer: Mapping[str, Any], sums: Sums

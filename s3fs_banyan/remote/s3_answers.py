@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from s3fs_banyan.errors import BrokenBody, Unavailable
 from s3fs_banyan.remote.answers import unix_ns
-from s3fs_banyan.remote.large_body import LARGE_BYTES, fill_from_line
+from s3fs_banyan.remote.large_body import LARGE_BYTES, BodyKind, fill_from_line
 from s3fs_banyan.runtime import monotonic_s
 
 _READ_PIECE_BYTES: Final = 1 << 20
@@ -61,12 +61,12 @@ def body_of(
     what: str,
     timeout_s: float,
     torn: Torn,
-    breaks: tuple[type[Exception], ...],
+    kind: BodyKind,
 ) -> bytes:
     """Read the whole body, however it is cut into packets.
 
-    `timeout_s` is for the first byte; the rest has to come at some speed. `breaks` are the
-    errors of a line that breaks. Raises `Unavailable`, as `BrokenBody` if some of it came.
+    `timeout_s` is for the first byte; the rest has to come at some speed. `kind` says
+    what the SDK's bodies are. Raises `Unavailable`, as `BrokenBody` if some of it came.
     """
     expected = answer.get("ContentLength")
     chunked = "transfer-encoding" in answer["ResponseMetadata"]["HTTPHeaders"]
@@ -78,7 +78,7 @@ def body_of(
         with closing(answer["Body"]) as body:
             filled = None
             if expected is not None and expected >= LARGE_BYTES:
-                filled = fill_from_line(body, expected, deadline_s)
+                filled = fill_from_line(body, kind.plain, expected, deadline_s)
             if filled is not None and filled.why:
                 pieces = [filled.data] if filled.data else []
                 raise torn.after(answer, pieces, f"{what}: {filled.why}")
@@ -88,7 +88,7 @@ def body_of(
                 pieces.append(piece)
                 if monotonic_s() > deadline_s:
                     raise torn.after(answer, pieces, f"{what}: the body came too slowly")
-    except breaks as error:
+    except kind.breaks as error:
         raise torn.after(answer, pieces, f"{what}: {error}") from error
     whole = b"".join(pieces)
     if expected is not None and len(whole) != expected:

@@ -12,12 +12,14 @@ from botocore.auth import AUTH_TYPE_MAPS, S3SigV4Auth
 from botocore.awsrequest import AWSPreparedRequest, AWSRequest
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
+from botocore.response import StreamingBody
 from botocore.utils import determine_content_length
 from urllib3.exceptions import HTTPError
 
 from s3fs_banyan.errors import Denied, Misconfigured, StoreError, TransferCorrupt, Unavailable
 from s3fs_banyan.remote.base import Summed
 from s3fs_banyan.remote.http_body import in_pieces
+from s3fs_banyan.remote.large_body import BodyKind
 from s3fs_banyan.remote.options import StoreOptions
 
 if TYPE_CHECKING:
@@ -25,8 +27,7 @@ if TYPE_CHECKING:
 
 _EXPECT_ABOVE_BYTES: Final = 64 * 1024
 
-BODY_BREAKS: Final = (sdk.BotoCoreError, HTTPError, OSError)
-"""What the SDK raises while a body is read from the line."""
+BODY_KIND: Final = BodyKind(StreamingBody, (sdk.BotoCoreError, HTTPError, OSError))
 
 
 def from_sdk(error: Exception, what: str) -> StoreError:

@@ -144,8 +144,8 @@ def test_large_bodies_come_from_the_line_and_leave_it_usable(
     """Fails when the SDK is built otherwise than is known: reads are right then, but dearer."""
     bodies = []
 
-    def noted(body: object, length: int, deadline_s: float) -> Filled | None:
-        filled = fill_from_line(body, length, deadline_s)
+    def noted(body: object, plain: type, length: int, deadline_s: float) -> Filled | None:
+        filled = fill_from_line(body, plain, length, deadline_s)
         bodies.append(filled)
         return filled
 
@@ -173,9 +173,9 @@ def test_a_large_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch)
 def test_a_body_that_the_sdk_verifies_is_left_to_it() -> None:
     """Read from the line its checksum would be passed by."""
     body = StreamingChecksumBody(io.BytesIO(b"x"), 1, Crc32Checksum(), "")
-    assert fill_from_line(body, 1, 0.0) is None
-    assert fill_from_line(StreamingBody(io.BytesIO(b"x"), 1), 1, 0.0) is None
-    assert fill_from_line(io.BytesIO(b"x"), 1, 0.0) is None
+    assert fill_from_line(body, StreamingBody, 1, 0.0) is None
+    assert fill_from_line(StreamingBody(io.BytesIO(b"x"), 1), StreamingBody, 1, 0.0) is None
+    assert fill_from_line(io.BytesIO(b"x"), io.BytesIO, 1, 0.0) is None
 
 
 def test_what_came_is_in_the_error() -> None:
