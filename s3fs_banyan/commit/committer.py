@@ -58,6 +58,9 @@ from s3fs_banyan.runtime import register_failpoint
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+_WORKER_READY_S = 3.0
+"""So long before a commit is due the worker is started, if it does not run."""
+
 FP_CUT = register_failpoint("cut", "step 1 done: CUT record appended, dirty set flipped")
 FP_CUT_SYNCED = register_failpoint("cut-synced", "step 2 done: the CUT record is on the disk")
 FP_DELTA = register_failpoint("delta-written", "step 3: the delta is written, nothing is sealed")
@@ -186,6 +189,8 @@ class Committer:
             state.commit_requests = trio.Event()
             due_ns = self.last_commit_ns + int(self.budget.interval_s(self.last_commit_ns) * 1e9)
             left_s = (due_ns - self._ctx.runtime.monotonic_ns()) / 1e9
+            if left_s < _WORKER_READY_S:
+                self._worker.expect()
             if state.urgent or left_s <= 0:
                 return
             if state.uncommitted_bytes > settings.dirty_bytes_max // 4:

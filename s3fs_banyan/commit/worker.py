@@ -35,6 +35,10 @@ class WorkerDied(BanyanFSError):
 class Worker(Protocol):
     """What the committer asks for; one sealing at a time."""
 
+    def expect(self) -> None:
+        """Be ready: there is something to seal, and it will be asked for."""
+        ...
+
     async def begin(self, job: SealJob) -> int:
         """Start a sealing; returns how many packs there are."""
         ...
@@ -61,6 +65,9 @@ class InlineWorker:
         self._make = make
         self._runtime = runtime
         self._sealing: Sealing | None = None
+
+    def expect(self) -> None:
+        """Nothing is to be started."""
 
     async def begin(self, job: SealJob) -> int:
         self._sealing = self._make(job)
@@ -117,13 +124,16 @@ class WorkerProcess:
         self._waiting: dict[int, trio.Event] = {}
         self._answers: dict[int, dict[str, Any]] = {}
         self._next = 0
-        self._reading = False
+        self._expected = trio.Event()
         self._send_lock = trio.Lock()
 
     @property
     def pid(self) -> int | None:
         """Process id, for status."""
         return self._process.pid if self._process else None
+
+    def expect(self) -> None:
+        self._expected.set()
 
     async def begin(self, job: SealJob) -> int:
         values = asdict(job)
@@ -151,8 +161,12 @@ class WorkerProcess:
             await self._call("end", None)
 
     async def run(self) -> None:
-        """Start it now, then look after the answers; ends only by cancellation."""
+        """Start it when it is expected, look after the answers; ends only by cancellation.
+
+        To start takes a processor for most of a second, which at a mount the first reads need.
+        """
         while True:
+            await self._expected.wait()
             stream = self._ensure()
             try:
                 async with trio.open_nursery() as nursery:
@@ -166,6 +180,7 @@ class WorkerProcess:
             await trio.sleep(0.5)
 
     def _ensure(self) -> trio.SocketStream:
+        self._expected.set()
         if self._stream is None:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             self._process = subprocess.Popen(  # noqa: S603  # our own module, no shell
@@ -247,6 +262,7 @@ class WorkerProcess:
         if self._stream is not None:
             self._stream.socket.close()
         self._process = self._stream = None
+        self._expected = trio.Event()
 
     def close(self) -> None:
         """End the process."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import json
 import socket
 from dataclasses import asdict
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from s3fs_banyan.commit.sealing import SealJob
 from s3fs_banyan.commit.worker import WorkerProcess
@@ -85,10 +88,21 @@ async def test_process_reports_and_takes_the_word_to_yield(tmp_path: Path) -> No
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(worker.run)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert worker.pid is None, "the first reads of a mount need the processors"
             with pytest.raises(BanyanFSError):
                 await worker.begin(job)
             await asked.wait()
             await worker.end()
+            first = worker.pid
+            assert first is not None
+            os.kill(first, signal.SIGKILL)
+            while worker.pid is not None:
+                await trio.sleep(0.01)
+            worker.expect()
+            while worker.pid is None:
+                await trio.sleep(0.01)
+            assert worker.pid != first
             nursery.cancel_scope.cancel()
     worker.close()
     assert len(reports) == 2
