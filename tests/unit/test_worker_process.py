@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-import json
 import socket
 from dataclasses import asdict
 from pathlib import Path
@@ -73,7 +73,8 @@ async def test_process_reports_and_takes_the_word_to_yield(tmp_path: Path) -> No
         "cipher": None,
         "uploads": 4,
     }
-    worker = WorkerProcess(setup, on_restart=lambda: None, on_report=reports.append, share=share)
+    restarted = trio.Event()
+    worker = WorkerProcess(setup, on_restart=restarted.set, on_report=reports.append, share=share)
     job = SealJob(
         seal_db=str(tmp_path / "absent" / "seal.db"),
         delta_db="",
@@ -97,13 +98,12 @@ async def test_process_reports_and_takes_the_word_to_yield(tmp_path: Path) -> No
             first = worker.pid
             assert first is not None
             os.kill(first, signal.SIGKILL)
-            while worker.pid is not None:
-                await trio.sleep(0.01)
-            worker.expect()
-            while worker.pid is None:
-                await trio.sleep(0.01)
-            assert worker.pid != first
+            await restarted.wait()
+            assert worker.pid is None
+            with pytest.raises(BanyanFSError):
+                await worker.begin(job)
+            assert worker.pid not in {None, first}
             nursery.cancel_scope.cancel()
     worker.close()
-    assert len(reports) == 2
+    assert len(reports) == 3
     assert all(set(report) == {"counted", "gauges"} for report in reports)
