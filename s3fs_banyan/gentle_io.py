@@ -102,20 +102,27 @@ def _set_flags(descriptor: int, flags: int) -> None:
 
 
 def _write_aligned(descriptor: int, view: memoryview) -> int:
-    """Write piece by piece; returns how much was written, all of it or what could be so."""
+    """Write piece by piece; returns how much was written, all of it or what could be so.
+
+    Bytes that lie as the disk wants them are not copied.
+    """
+    is_aligned = not view.readonly and not _address(view) % _SECTOR_BYTES
     try:
         memory = _aligned.pop()
     except IndexError:
-        memory = mmap.mmap(-1, _PIECE_BYTES)
+        memory = mmap.mmap(-1, _PIECE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     position = 0
     try:
         while position < len(view):
             length = min(len(view) - position, _PIECE_BYTES)
             padded = -(-length // _SECTOR_BYTES) * _SECTOR_BYTES
-            memory[:length] = view[position : position + length]
-            memory[length:padded] = bytes(padded - length)
-            with memoryview(memory) as piece:
-                written = os.pwrite(descriptor, piece[:padded], position)
+            if is_aligned and padded == length:
+                written = os.pwrite(descriptor, view[position : position + length], position)
+            else:
+                memory[:length] = view[position : position + length]
+                memory[length:padded] = bytes(padded - length)
+                with memoryview(memory) as piece:
+                    written = os.pwrite(descriptor, piece[:padded], position)
             position += min(written, length)
             if written != padded:
                 break
@@ -127,6 +134,10 @@ def _write_aligned(descriptor: int, view: memoryview) -> int:
     finally:
         _aligned.append(memory)
     return position
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view)) if view else 0
 
 
 def read_into(descriptor: int, buffer: bytearray | memoryview, position: int) -> int:

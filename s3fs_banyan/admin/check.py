@@ -180,7 +180,7 @@ class Check:
         elif parse_pack_key(key) is not None:
             self.summary.packs += 1
             for why in check_pack(
-                self._store.read(key), key, self._expected.get(key, []), self._cipher
+                bytes(self._store.read(key)), key, self._expected.get(key, []), self._cipher
             ):
                 yield Finding(kind="damaged", key=key, why=why)
             if self._pack_keys is not None and key not in self._pack_keys:
@@ -219,7 +219,7 @@ class Check:
 
     def _check_delta(self, key: str) -> Iterator[Finding]:
         """A delta that lies beside its commit; its commit comes first in the list."""
-        data = self._store.read(key)
+        data = bytes(self._store.read(key))
         wanted = self._log.deltas.get(key)
         if wanted is None:
             yield Finding(kind="orphan", key=key, why="no commit names it")

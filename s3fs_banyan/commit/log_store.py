@@ -26,7 +26,7 @@ from s3fs_banyan.format.checkpoint import (
     decode_manifest,
     encode_manifest,
 )
-from s3fs_banyan.format.checksum import sha256_hex
+from s3fs_banyan.format.checksum import Bytes, sha256_hex
 from s3fs_banyan.format.commit import (
     CommitFooter,
     commit_digest,
@@ -89,7 +89,7 @@ class CommitLog:
     def read(self, seq: int) -> StoredCommit:
         """Return a commit, verified; raises `ObjectMissing`, `Corrupt`, `UnsupportedVersion`."""
         key = log_key(seq)
-        data = self.store.read(key)
+        data = bytes(self.store.read(key))
         footer = decode_footer(data, key, self._cipher)
         if footer.seq != seq:
             raise Corrupt("commit", key, f"it says that it is commit {footer.seq}")
@@ -112,7 +112,7 @@ class CommitLog:
         footer = commit.footer
         if footer.is_fence:
             return None, None
-        delta_blob: bytes | memoryview
+        delta_blob: Bytes
         delta_blob, placements_blob = commit_sections(commit.data, footer)
         if footer.delta_hash:
             key = log_delta_key(footer.seq, footer.delta_hash)

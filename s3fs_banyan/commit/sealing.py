@@ -444,8 +444,8 @@ class Sealing:
             run = b"".join(block for block in blocks if block is not None)
             skip = item.source_offset - first * block_bytes
             return run[skip : skip + item.stored_length]
-        return self._store.read(
-            item.source_key, offset=item.source_offset, length=item.stored_length
+        return bytes(
+            self._store.read(item.source_key, offset=item.source_offset, length=item.stored_length)
         )
 
     # --- the end -------------------------------------------------------------------------

@@ -153,7 +153,7 @@ class ObjectReader:
         self._let_go(key, first, last)
         return _cut(blocks, start, start + length)
 
-    async def read_afresh(self, key: str, offset: int, length: int) -> bytes:
+    async def read_afresh(self, key: str, offset: int, length: int) -> Bytes:
         """Return what the store says now, past every cache; raises and waits as `read` does.
 
         After damage this is the last word: another reader may have put the damaged block that it
@@ -385,7 +385,7 @@ class ObjectReader:
         """Tell whether a block is in the cache: then what follows is likely to be, too."""
         return await self._runtime.in_thread(self._cache.get, key, index) is not None
 
-    async def _read_store(self, key: str, start: int, length: int) -> bytes:
+    async def _read_store(self, key: str, start: int, length: int) -> Bytes:
         warned = False
         while True:
             try:
@@ -405,7 +405,7 @@ class ObjectReader:
             self._metrics.read_bytes["store"].add(len(data))
             return data
 
-    def _read_range(self, key: str, start: int, length: int) -> bytes:
+    def _read_range(self, key: str, start: int, length: int) -> Bytes:
         return self._store.read(key, offset=start, length=length)
 
     async def forget(self, key: str) -> None:

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from s3fs_banyan.errors import BrokenBody
+from s3fs_banyan.format.checksum import Bytes
 
 PATH_LENGTH_MAX = 512
 PART_LENGTH_MAX = 200
@@ -100,9 +101,10 @@ class RemoteFileSystem(Protocol):
         """
         ...
 
-    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
+    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> Bytes:
         """Return the bytes [offset, offset + length), to the end if `length` is None.
 
+        They are the caller's alone; a large answer may be a view of memory, uncopied.
         A range that begins at or after the end gives `b""`; one that ends after it is cut; a
         negative number is a `ValueError`. Raises `ObjectMissing`. Never returns short or
         altered bytes: a body that breaks is `Unavailable`, or `BrokenBody`, a kind of it, from
@@ -178,7 +180,7 @@ class MultipartStore(Protocol):
 class ResumingStore(Protocol):
     """Optional part of the contract: a store that raises `BrokenBody` has this."""
 
-    def read_rest(self, broken: BrokenBody) -> bytes:
+    def read_rest(self, broken: BrokenBody) -> Bytes:
         """Return what the read that broke should have: its bytes and the rest of them.
 
         Only the rest is asked for, if the object is still the one of `broken.etag`; if it was

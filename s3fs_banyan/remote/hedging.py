@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TypeVar
 
 from s3fs_banyan.errors import Throttled, Unavailable
+from s3fs_banyan.format.checksum import Bytes
 from s3fs_banyan.remote.base import FileMeta, RemoteFileSystem
 from s3fs_banyan.remote.latency import LatencyBook
 from s3fs_banyan.remote.layers import _Layer
@@ -103,8 +104,8 @@ class HedgeLayer(_Layer):
         self._lock = threading.Lock()
         self._threads = 0
 
-    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
-        def call() -> bytes:
+    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> Bytes:
+        def call() -> Bytes:
             return self._inner.read(path, offset=offset, length=length)
 
         # Of unknown length: nobody can tell a large object from a stalled one.

@@ -7,7 +7,7 @@ if it is what it is known to be; else the caller reads the body as usual.
 
 from __future__ import annotations
 
-import io
+import mmap
 from http.client import HTTPException, HTTPResponse
 from typing import Any, Final, NamedTuple
 
@@ -30,7 +30,8 @@ class BodyKind(NamedTuple):
 class Filled(NamedTuple):
     """What came of a body, and why not all of it, if so."""
 
-    data: bytes
+    data: memoryview
+    """Of memory that begins with a page, as writes past the page cache want it."""
     why: str
 
 
@@ -49,26 +50,23 @@ def fill_from_line(
     if raw is None:
         return None
     line: HTTPResponse = raw._fp  # noqa: SLF001  # looked at by `_raw_of`
-    sink = io.BytesIO(bytes(length))  # the only reference to these bytes: they are not copied
+    view = memoryview(mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     count, why = 0, ""
-    with sink.getbuffer() as view:
-        while count < length and not why:
-            got = 0
-            try:
-                with view[count : count + _PIECE_BYTES] as piece:
-                    got = line.readinto(piece)
-            except (OSError, HTTPException) as error:
-                why = str(error) or type(error).__name__
-            count += got
-            if not got and not why:
-                why = f"{count} bytes came of {length}"
-            elif count < length and monotonic_s() > deadline_s:
-                why = "the body came too slowly"
+    while count < length and not why:
+        got = 0
+        try:
+            got = line.readinto(view[count : count + _PIECE_BYTES])
+        except (OSError, HTTPException) as error:
+            why = str(error) or type(error).__name__
+        count += got
+        if not got and not why:
+            why = f"{count} bytes came of {length}"
+        elif count < length and monotonic_s() > deadline_s:
+            why = "the body came too slowly"
     if count < length:
-        sink.truncate(count)
-    else:
-        raw.release_conn()
-    return Filled(sink.getvalue(), why if count < length else "")
+        return Filled(view[:count], why)
+    raw.release_conn()
+    return Filled(view, "")
 
 
 def _raw_of(body: Any) -> Any:  # noqa: ANN401  # of the library under the SDK

@@ -23,6 +23,7 @@ from s3fs_banyan.errors import (
     TransferCorrupt,
     Unavailable,
 )
+from s3fs_banyan.format.checksum import Bytes
 from s3fs_banyan.remote.base import (
     Capabilities,
     FileMeta,
@@ -100,10 +101,10 @@ class _Layer:
 
         return self._iterate("list", after)
 
-    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
+    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> Bytes:
         return self._call("read", lambda: self._inner.read(path, offset=offset, length=length))
 
-    def read_rest(self, broken: BrokenBody) -> bytes:
+    def read_rest(self, broken: BrokenBody) -> Bytes:
         rest = cast("ResumingStore", self._inner)
         return self._call("read", lambda: rest.read_rest(broken))
 
@@ -311,7 +312,7 @@ class MeterLayer(_Layer):
             seconds = self._clock() - begin_s
             self._observer.request(verb, OUTCOMES.get(type(error), "error"), seconds, bytes_sent, 0)
             raise
-        received = len(result) if isinstance(result, bytes) else 0
+        received = len(result) if isinstance(result, bytes | memoryview) else 0
         self._observer.request(verb, "ok", self._clock() - begin_s, bytes_sent, received)
         return result
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TypeVar
 
 from s3fs_banyan.errors import BrokenBody, Throttled, Unavailable
+from s3fs_banyan.format.checksum import Bytes
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.layers import _Layer
 from s3fs_banyan.remote.limiter import Outcome
@@ -84,7 +85,7 @@ class PacingLayer(_Layer):
         with self._lock:
             return self._pacer.share(self._clock())
 
-    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
+    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> Bytes:
         return self._paced(
             "read", lambda: self._inner.read(path, offset=offset, length=length), 0, length or 0
         )
@@ -100,7 +101,7 @@ class PacingLayer(_Layer):
         try:
             result = call()
             outcome = Outcome.OK
-            received = len(result) if isinstance(result, bytes) else 0
+            received = len(result) if isinstance(result, bytes | memoryview) else 0
             return result
         except Throttled as error:
             outcome, retry_after_s = Outcome.THROTTLED, error.retry_after_s

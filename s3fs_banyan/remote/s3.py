@@ -30,6 +30,7 @@ from s3fs_banyan.errors import (
     TransferCorrupt,
     Unavailable,
 )
+from s3fs_banyan.format.checksum import Bytes
 from s3fs_banyan.remote.answers import is_path, unix_ns
 from s3fs_banyan.remote.base import Capabilities, FileMeta, check_path, check_range
 from s3fs_banyan.remote.options import StoreOptions
@@ -129,7 +130,7 @@ class S3Store:
                 raise Unavailable(f"{self.url}: list {prefix}*: the same page came again")
             asked["ContinuationToken"] = token
 
-    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
+    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> Bytes:
         check_range(offset, length)
         if length == 0:
             self.stat(path)
@@ -139,18 +140,20 @@ class S3Store:
         except _RangeBeyondEnd:
             return b""
 
-    def read_rest(self, broken: BrokenBody) -> bytes:
+    def read_rest(self, broken: BrokenBody) -> Bytes:
         torn = Torn(broken.path, broken.offset, broken.length, broken.received, broken.etag)
         try:
             return self._read(torn)
         except (AlreadyExists, _RangeBeyondEnd):  # 412: it is another object by now
             return self.read(broken.path, offset=broken.offset, length=broken.length)
 
-    def _read(self, asked: Torn) -> bytes:
+    def _read(self, asked: Torn) -> Bytes:
         """Read what is missing of a range, and return all of it."""
         answer, body = self._get(asked)
         rest = None if asked.length is None else asked.length - len(asked.received)
-        data = asked.received + cut_range(answer, body, asked.begin, rest, asked.path)
+        data = cut_range(answer, body, asked.begin, rest, asked.path)
+        if asked.received:
+            data = b"".join((asked.received, data))
         what = f"{self.url}: read {asked.path}"
         etag = etag_of(answer, what)
         is_whole = not asked.offset and asked.length is None
@@ -405,7 +408,7 @@ class S3Store:
         if self._observer is not None:
             self._observer.verified(how, good=good)
 
-    def _get(self, torn: Torn) -> tuple[Mapping[str, Any], bytes]:
+    def _get(self, torn: Torn) -> tuple[Mapping[str, Any], Bytes]:
         """Return the answer and the whole body of a GET of what is missing of a range.
 
         Raises `AlreadyExists` if some bytes are known and the object is another one by now.
@@ -466,7 +469,7 @@ class S3Store:
             answer, body = self._get(Torn(path, 0, None))
         except ObjectMissing as error:
             raise TransferCorrupt(f"{error}: it was written a moment ago") from error
-        good = self._integrity.sums(body, with_sha256=False).md5 == sums.md5
+        good = self._integrity.sums(bytes(body), with_sha256=False).md5 == sums.md5
         self._note("read_back", good=good)
         return etag_of(answer, f"{self.url}: read {path}"), good
 

@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 from s3fs_banyan.errors import BrokenBody, Unavailable
+from s3fs_banyan.format.checksum import Bytes
 from s3fs_banyan.remote.answers import unix_ns
 from s3fs_banyan.remote.large_body import LARGE_BYTES, BodyKind, fill_from_line
 from s3fs_banyan.runtime import monotonic_s
@@ -62,7 +63,7 @@ def body_of(
     timeout_s: float,
     torn: Torn,
     kind: BodyKind,
-) -> bytes:
+) -> Bytes:
     """Read the whole body, however it is cut into packets.
 
     `timeout_s` is for the first byte; the rest has to come at some speed. `kind` says
@@ -80,7 +81,7 @@ def body_of(
             if expected is not None and expected >= LARGE_BYTES:
                 filled = fill_from_line(body, kind.plain, expected, deadline_s)
             if filled is not None and filled.why:
-                pieces = [filled.data] if filled.data else []
+                pieces = [bytes(filled.data)] if filled.data else []
                 raise torn.after(answer, pieces, f"{what}: {filled.why}")
             if filled is not None:
                 return filled.data
@@ -97,8 +98,8 @@ def body_of(
 
 
 def cut_range(
-    answer: Mapping[str, Any], body: bytes, offset: int, length: int | None, path: str
-) -> bytes:
+    answer: Mapping[str, Any], body: Bytes, offset: int, length: int | None, path: str
+) -> Bytes:
     """Return what was asked for; a server may ignore a range (RFC 9110, 14.2) and send all."""
     content_range = answer.get("ContentRange")
     if not content_range:

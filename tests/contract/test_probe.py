@@ -91,7 +91,7 @@ def _cut_ranges(store: RemoteFileSystem) -> None:
     original = store.read
 
     def read(path: str, *, offset: int = 0, length: int | None = None) -> bytes:
-        return original(path, offset=0 if length is not None else offset, length=length)
+        return bytes(original(path, offset=0 if length is not None else offset, length=length))
 
     store.read = read  # type: ignore[method-assign]
 

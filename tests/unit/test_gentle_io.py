@@ -109,6 +109,18 @@ def test_what_is_written_past_the_cache_is_all_there(tmp_path: Path, size: int) 
     assert (tmp_path / "file").stat().st_size == size + 50
 
 
+@pytest.mark.parametrize("offset", [0, 4096, 4095, 100])
+@pytest.mark.parametrize("size", [1 << 20, (3 << 20) + 77])
+def test_memory_of_any_place_is_written(tmp_path: Path, offset: int, size: int) -> None:
+    """What lies as the disk wants it is written from there, what does not from a copy."""
+    memory = mmap.mmap(-1, offset + size)
+    memory[offset:] = os.urandom(size)
+    with memoryview(memory) as view, view[offset:] as data:
+        with (tmp_path / "file").open("wb", buffering=0) as file:
+            write_past_cache(file.fileno(), data)
+        assert (tmp_path / "file").read_bytes() == data
+
+
 def test_it_is_past_the_cache() -> None:
     """That is the purpose: of a file that nobody has read, no page is in memory."""
     data = os.urandom(4 << 20)

@@ -416,7 +416,7 @@ class Tearing(_Layer):
         return self._torn(broken.path, broken.offset, broken.length, broken.received)
 
     def _torn(self, path: str, offset: int, length: int | None, received: bytes) -> bytes:
-        whole = self.inner.read(path, offset=offset, length=length)
+        whole = bytes(self.inner.read(path, offset=offset, length=length))
         got = whole[: len(received) + self.steps]
         assert got.startswith(received)
         self.sent += len(got) - len(received)
