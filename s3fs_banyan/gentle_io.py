@@ -70,9 +70,11 @@ def write_all(descriptor: int, data: Bytes) -> None:
         position += os.write(descriptor, view[position : position + CALL_BYTES])
 
 
-def write_past_cache(descriptor: int, data: Bytes) -> None:
+def write_past_cache(descriptor: int, data: Bytes, *, gently: bool = False) -> None:
     """Write all of `data` to a new file, past the page cache where the file system can do so.
 
+    `gently`: in smaller calls, the disk's own cache flushed once in a MiB, so that whoever syncs
+    beside it waits for little.
     For files that are large and read later, if at all: the kernel need not find memory for them,
     nor send them to the disk all at once some time later. Not durable on return. Raises
     `OSError`. Blocks, without holding a processor.
@@ -83,7 +85,7 @@ def write_past_cache(descriptor: int, data: Bytes) -> None:
     with contextlib.suppress(_NotDirect):
         _set_flags(descriptor, flags | os.O_DIRECT)
         try:
-            position = _write_aligned(descriptor, view)
+            position = _write_aligned(descriptor, view, CALL_BYTES if gently else _PIECE_BYTES)
         finally:
             _set_flags(descriptor, flags)
     os.lseek(descriptor, position, os.SEEK_SET)
@@ -101,9 +103,10 @@ def _set_flags(descriptor: int, flags: int) -> None:
         raise _NotDirect from error
 
 
-def _write_aligned(descriptor: int, view: memoryview) -> int:
+def _write_aligned(descriptor: int, view: memoryview, piece_bytes: int) -> int:
     """Write piece by piece; returns how much was written, all of it or what could be so.
 
+    Pieces shorter than a MiB are for others' sake: the disk's cache is flushed after each MiB.
     Bytes that lie as the disk wants them are not copied.
     """
     is_aligned = not view.readonly and not _address(view) % _SECTOR_BYTES
@@ -114,7 +117,7 @@ def _write_aligned(descriptor: int, view: memoryview) -> int:
     position = 0
     try:
         while position < len(view):
-            length = min(len(view) - position, _PIECE_BYTES)
+            length = min(len(view) - position, piece_bytes)
             padded = -(-length // _SECTOR_BYTES) * _SECTOR_BYTES
             if is_aligned and padded == length:
                 written = os.pwrite(descriptor, view[position : position + length], position)
@@ -128,6 +131,8 @@ def _write_aligned(descriptor: int, view: memoryview) -> int:
                 break
             if padded != length:
                 os.ftruncate(descriptor, position)
+            if piece_bytes < _PIECE_BYTES and not position % _PIECE_BYTES:
+                os.fdatasync(descriptor)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise

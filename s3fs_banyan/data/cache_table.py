@@ -62,7 +62,7 @@ class BytesDisk(diskcache.Disk):  # type: ignore[misc]
             if len(value) < LARGE_BYTES:
                 write_all(descriptor, value)
             else:
-                write_past_cache(descriptor, value)
+                write_past_cache(descriptor, value, gently=self.writes_at_once)
             if self.writes_at_once:
                 self._writeback.write_back(descriptor, len(value))
         except BaseException:

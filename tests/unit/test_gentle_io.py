@@ -98,12 +98,15 @@ def test_a_write_that_takes_a_part_is_gone_on_with(
 SIZES_PAST_CACHE = [0, 1, 4095, 4096, 4097, 1 << 20, (1 << 20) + 1, (5 << 20) + 12_345]
 
 
+@pytest.mark.parametrize("gently", [False, True])
 @pytest.mark.parametrize("size", SIZES_PAST_CACHE)
-def test_what_is_written_past_the_cache_is_all_there(tmp_path: Path, size: int) -> None:
+def test_what_is_written_past_the_cache_is_all_there(
+    tmp_path: Path, size: int, gently: bool
+) -> None:
     """The disk takes whole sectors; the file has the bytes that were given and no more."""
     data = os.urandom(size)
     with (tmp_path / "file").open("wb", buffering=0) as file:
-        write_past_cache(file.fileno(), memoryview(data))
+        write_past_cache(file.fileno(), memoryview(data), gently=gently)
         file.write(b"and the file stands at its end, as after any write")
     assert (tmp_path / "file").read_bytes().startswith(data)
     assert (tmp_path / "file").stat().st_size == size + 50
@@ -119,6 +122,32 @@ def test_memory_of_any_place_is_written(tmp_path: Path, offset: int, size: int) 
         with (tmp_path / "file").open("wb", buffering=0) as file:
             write_past_cache(file.fileno(), data)
         assert (tmp_path / "file").read_bytes() == data
+
+
+def test_gently_is_in_short_calls_and_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync of the journal waits behind what the disk was handed, and behind its cache."""
+    pwrite, fdatasync = os.pwrite, os.fdatasync
+    written, most, longest = 0, 0, 0
+
+    def noted_pwrite(descriptor: int, data: memoryview, position: int) -> int:
+        nonlocal written, most, longest
+        written += len(data)
+        most, longest = max(most, written), max(longest, len(data))
+        return pwrite(descriptor, data, position)
+
+    def noted_fdatasync(descriptor: int) -> None:
+        nonlocal written
+        written = 0
+        fdatasync(descriptor)
+
+    monkeypatch.setattr(os, "pwrite", noted_pwrite)
+    monkeypatch.setattr(os, "fdatasync", noted_fdatasync)
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        write_past_cache(file.fileno(), os.urandom(5 << 20), gently=True)
+    assert 0 < longest <= 1 << 18
+    assert most <= 1 << 20
 
 
 def test_it_is_past_the_cache() -> None:
