@@ -85,7 +85,7 @@ def write_past_cache(descriptor: int, data: Bytes, *, gently: bool = False) -> N
     with contextlib.suppress(_NotDirect):
         _set_flags(descriptor, flags | os.O_DIRECT)
         try:
-            position = _write_aligned(descriptor, view, CALL_BYTES if gently else _PIECE_BYTES)
+            position = _write_aligned(descriptor, view, gently=gently)
         finally:
             _set_flags(descriptor, flags)
     os.lseek(descriptor, position, os.SEEK_SET)
@@ -103,13 +103,14 @@ def _set_flags(descriptor: int, flags: int) -> None:
         raise _NotDirect from error
 
 
-def _write_aligned(descriptor: int, view: memoryview, piece_bytes: int) -> int:
+def _write_aligned(descriptor: int, view: memoryview, *, gently: bool) -> int:
     """Write piece by piece; returns how much was written, all of it or what could be so.
 
-    Pieces shorter than a MiB are for others' sake: the disk's cache is flushed after each MiB.
-    Bytes that lie as the disk wants them are not copied.
+    Bytes that lie as the disk wants them are not copied; others are, a little at a time, since
+    no other thread of the interpreter runs meanwhile.
     """
     is_aligned = not view.readonly and not _address(view) % _SECTOR_BYTES
+    piece_bytes = _PIECE_BYTES if is_aligned and not gently else CALL_BYTES
     try:
         memory = _aligned.pop()
     except IndexError:
@@ -127,11 +128,11 @@ def _write_aligned(descriptor: int, view: memoryview, piece_bytes: int) -> int:
                 with memoryview(memory) as piece:
                     written = os.pwrite(descriptor, piece[:padded], position)
             position += min(written, length)
+            if written > length:
+                os.ftruncate(descriptor, position)
             if written != padded:
                 break
-            if padded != length:
-                os.ftruncate(descriptor, position)
-            if piece_bytes < _PIECE_BYTES and not position % _PIECE_BYTES:
+            if gently and not position % _PIECE_BYTES:
                 os.fdatasync(descriptor)
     except OSError as error:
         if error.errno != errno.EINVAL:

@@ -15,7 +15,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import trio
 
@@ -38,8 +38,6 @@ _STREAMS_MAX: Final = 1024
 _RAM_BYTES: Final = 8 << 20
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class _Range(NamedTuple):
@@ -103,14 +101,14 @@ class ObjectReader:
         """Objects read ahead to their end just now: whoever knows what comes next says so."""
         self._next: tuple[str, int] | None = None
         """What comes next, key and size, while nobody has read it yet."""
-        self._arrived: OrderedDict[tuple[str, int], _Range] = OrderedDict()
-        """Blocks that nobody has read to their end since they came."""
+        self._arrived: dict[tuple[str, int], _Range] = {}
+        """Blocks that nobody has read to their end since they came, the oldest first."""
         self._used_last: OrderedDict[tuple[str, int], Bytes] = OrderedDict()
 
     async def read(self, key: str, offset: int, length: int, size: int) -> Bytes:
         """Return bytes [offset, offset + length) of an object of `size` bytes.
 
-        Uncopied, as a view, where all of them came together and have not been read before.
+        Uncopied, as a view, where they are of several blocks that came together.
         Raises `ObjectMissing`. Waits for as long as the store is away or refuses (expired keys
         can be renewed, and nothing is lost meanwhile); an impatient reader raises. Safe to cancel.
         """
@@ -196,19 +194,22 @@ class ObjectReader:
     def _keep_in_ram(self, key: str, index: int, block: Bytes) -> None:
         self._arrived.pop((key, index), None)
         # Of bytes of its own: a view would keep the whole range that it came in.
-        self._keep(self._used_last, (key, index), bytes(block), _RAM_BYTES)
+        used = self._used_last
+        used[key, index] = bytes(block)
+        used.move_to_end((key, index))
+        while len(used) * self._cache.block_bytes > _RAM_BYTES:
+            used.popitem(last=False)
 
-    def _keep(
-        self,
-        kept: OrderedDict[tuple[str, int], T],
-        name: tuple[str, int],
-        block: T,
-        bytes_max: int,
-    ) -> None:
-        kept[name] = block
-        kept.move_to_end(name)
-        while len(kept) * self._cache.block_bytes > bytes_max:
-            kept.popitem(last=False)
+    def _drop_oldest_ranges(self) -> None:
+        """Keep the memory of what arrived bounded: one block that is left holds its whole range."""
+        ranges = {id(came): came for came in self._arrived.values()}
+        held = sum(len(came.data) for came in ranges.values())
+        for oldest in ranges.values():
+            if held <= self._arrived_bytes_max:
+                return
+            held -= len(oldest.data)
+            for name in [name for name, came in self._arrived.items() if came is oldest]:
+                del self._arrived[name]
 
     def _cached(self, key: str, first: int, last: int) -> list[Bytes | None]:
         return [self._cache.get(key, index) for index in range(first, last + 1)]
@@ -248,7 +249,9 @@ class ObjectReader:
             }
             came = _Range(first, view, set())
             for i in blocks:
-                self._keep(self._arrived, (key, i), came, self._arrived_bytes_max)
+                self._arrived.pop((key, i), None)
+                self._arrived[key, i] = came
+            self._drop_oldest_ranges()
         finally:
             self._end(key, first, last, event)
         if data:
@@ -331,7 +334,8 @@ class ObjectReader:
         if stream is None:  # it is cached
             self._next = None
             return
-        unread = len(self._arrived) * self._cache.block_bytes // _RANGE_BYTES
+        blocks = sum(index not in came.half_read for (_, index), came in self._arrived.items())
+        unread = blocks * self._cache.block_bytes // _RANGE_BYTES
         self._begin_ranges(self._next[0], stream, self._next[1], unread)
 
     def _begin_ranges(self, key: str, stream: _Stream, size: int, unread: int = 0) -> None:

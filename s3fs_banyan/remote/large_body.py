@@ -65,7 +65,8 @@ def fill_from_line(
             why = "the body came too slowly"
     if count < length:
         return Filled(view[:count], why)
-    raw.release_conn()
+    if line.isclosed():  # nothing is left on the line, not even the end of a chunked body
+        raw.release_conn()
     return Filled(view, "")
 
 

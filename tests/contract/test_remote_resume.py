@@ -41,6 +41,8 @@ class Scene:
     step: int = STEP
     """An answer breaks off after so many bytes."""
     connections: int = 0
+    is_chunked: bool = False
+    """A length is given all the same."""
     asked: list[str] = field(default_factory=list)
     sent: int = 0
 
@@ -77,7 +79,12 @@ def _handler(scene: Scene) -> type[BaseHTTPRequestHandler]:
             for name, value in headers.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(body)))
+            if scene.is_chunked:
+                self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
+            if scene.is_chunked:
+                self.wfile.write(b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
+                return
             part = body[: scene.step]
             if scene.flips:
                 part = bytes([part[0] ^ 1]) + part[1:]
@@ -157,6 +164,15 @@ def test_large_bodies_come_from_the_line_and_leave_it_usable(
         assert store.read("x", offset=0, length=100) == scene.body[:100]
     assert [filled and filled.why for filled in bodies] == [""] * 4
     assert scene.connections == 1
+
+
+def test_a_line_with_something_left_on_it_is_not_used_again() -> None:
+    """A server that says both a length and chunks: the end of the chunks is not read."""
+    scene = Scene(body=random.Random(3).randbytes(2 * MIB), step=4 * MIB, is_chunked=True)
+    with served(scene) as store:
+        for _ in range(3):
+            assert store.read("x", offset=0) == scene.body
+    assert scene.connections == 3
 
 
 def test_a_large_body_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,3 +260,34 @@ async def test_what_came_together_is_not_copied(autojump_clock: trio.testing.Moc
             assert data == DATA[offset + 100 : offset + 100 + MIB]
             views += isinstance(data, memoryview)
     assert views > SIZE // MIB * 3 // 4
+
+
+async def test_a_block_that_is_left_holds_no_more_memory_than_there_may_be(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Of each object a block is left that only one read touches, and it holds all that came."""
+    del autojump_clock
+    bench = Bench()
+    reader = bench.reader
+    size, objects = 16 * MIB, 12
+    for number in range(objects):
+        bench.store.write(f"small/{number}", DATA[:size])
+    starved = 0
+    async with trio.open_nursery() as nursery:
+        reader.nursery = nursery
+        for number in range(objects):
+            for offset in range(100, size, MIB):
+                length = min(MIB, size - offset - 100)
+                found = await reader.read(f"small/{number}", offset, length, size)
+                assert found == DATA[offset : offset + length]
+                if f"small/{number}" in reader.ending and number + 1 < objects:
+                    reader.ending.discard(f"small/{number}")
+                    reader.go_on(f"small/{number + 1}", 100, size)
+                await trio.testing.wait_all_tasks_blocked()
+                held = {id(came): len(came.data) for came in reader._arrived.values()}
+                assert sum(held.values()) <= reader.ahead_bytes_max + 8 * MIB
+            following = f"small/{number + 1}"
+            known = [*reader._in_flight, *reader._arrived]
+            starved += number + 1 < objects and not any(key == following for key, _ in known)
+    assert not starved, "what comes next was not begun in time"
+    assert sum(length for _, length in bench.store.ranges) == size * objects

@@ -210,6 +210,26 @@ def test_a_short_write_past_the_cache_is_gone_on_with(
     assert (tmp_path / "file").read_bytes() == data
 
 
+def test_a_last_sector_written_in_part_leaves_no_padding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All bytes were taken, of what fills the sector up only some."""
+    pwrite = os.pwrite
+    data = os.urandom((1 << 20) + 5)
+    monkeypatch.setattr(os, "pwrite", lambda fd, part, at: min(pwrite(fd, part, at), 1 << 19))
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        write_past_cache(file.fileno(), data[: 1 << 19] + data[-5:])
+    assert (tmp_path / "file").stat().st_size == (1 << 19) + 5
+
+    def in_part(descriptor: int, part: memoryview, position: int) -> int:
+        return min(pwrite(descriptor, part, position), 512 if len(part) == 4096 else len(part))
+
+    monkeypatch.setattr(os, "pwrite", in_part)
+    with (tmp_path / "other").open("wb", buffering=0) as file:
+        write_past_cache(file.fileno(), data)
+    assert (tmp_path / "other").read_bytes() == data
+
+
 def test_a_full_disk_is_an_error_past_the_cache_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
