@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from s3fs_banyan.errors import BrokenBody
-from s3fs_banyan.format.checksum import Bytes
+from s3fs_banyan.gentle_io import Bytes
 
 PATH_LENGTH_MAX = 512
 PART_LENGTH_MAX = 200

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TypeVar
 
 from s3fs_banyan.errors import Throttled, Unavailable
-from s3fs_banyan.format.checksum import Bytes
+from s3fs_banyan.gentle_io import Bytes
 from s3fs_banyan.remote.base import FileMeta, RemoteFileSystem
 from s3fs_banyan.remote.latency import LatencyBook
 from s3fs_banyan.remote.layers import _Layer

@@ -23,7 +23,7 @@ from s3fs_banyan.errors import (
     TransferCorrupt,
     Unavailable,
 )
-from s3fs_banyan.format.checksum import Bytes
+from s3fs_banyan.gentle_io import Bytes
 from s3fs_banyan.remote.base import (
     Capabilities,
     FileMeta,

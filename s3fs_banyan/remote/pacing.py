@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TypeVar
 
 from s3fs_banyan.errors import BrokenBody, Throttled, Unavailable
-from s3fs_banyan.format.checksum import Bytes
+from s3fs_banyan.gentle_io import Bytes
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.layers import _Layer
 from s3fs_banyan.remote.limiter import Outcome

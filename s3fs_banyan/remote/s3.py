@@ -30,7 +30,7 @@ from s3fs_banyan.errors import (
     TransferCorrupt,
     Unavailable,
 )
-from s3fs_banyan.format.checksum import Bytes
+from s3fs_banyan.gentle_io import Bytes
 from s3fs_banyan.remote.answers import is_path, unix_ns
 from s3fs_banyan.remote.base import Capabilities, FileMeta, check_path, check_range
 from s3fs_banyan.remote.options import StoreOptions

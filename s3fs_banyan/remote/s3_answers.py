@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
 from s3fs_banyan.errors import BrokenBody, Unavailable
-from s3fs_banyan.format.checksum import Bytes
+from s3fs_banyan.gentle_io import Bytes
 from s3fs_banyan.remote.answers import unix_ns
 from s3fs_banyan.remote.large_body import LARGE_BYTES, BodyKind, fill_from_line
 from s3fs_banyan.runtime import monotonic_s
