@@ -73,11 +73,10 @@ def write_all(descriptor: int, data: Bytes) -> None:
 def write_past_cache(descriptor: int, data: Bytes, *, gently: bool = False) -> None:
     """Write all of `data` to a new file, past the page cache where the file system can do so.
 
-    `gently`: in smaller calls, the disk's own cache flushed once in a MiB, so that whoever syncs
-    beside it waits for little.
     For files that are large and read later, if at all: the kernel need not find memory for them,
-    nor send them to the disk all at once some time later. Not durable on return. Raises
-    `OSError`. Blocks, without holding a processor.
+    nor send them to the disk all at once some time later. `gently`: in smaller calls, the disk's
+    own cache flushed once in a MiB, so that whoever syncs beside it waits for little. Not durable
+    on return. Raises `OSError`. Blocks.
     """
     view = memoryview(data).cast("B")
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)

@@ -57,9 +57,7 @@ class Segment:
         the disk first, within the call: once in every 4 KiB of journal.
         """
         position = self.end
-        end = position
-        for buffer in buffers:
-            end += len(buffer)
+        end = position + sum(map(len, buffers))
         if end > self.written_to:
             page_end = -(-end // PAGE_BYTES) * PAGE_BYTES
             self.file.pwritev((*buffers, _PADDING[: page_end - end]), position)
