@@ -7,8 +7,8 @@ simulation. It writes to `outbox/` and the block cache only, and never publishes
                   what is in them already; divide the rest into packs and what stays inline
     seal_pack     one pack: read pieces (each journal record verified), compress, checksum; into
                   the outbox with it where sending it takes its time
-    upload        send it, verified, and record where what lies; put it into the cache; remove it.
-                  What could not be sent goes into the outbox now
+    upload        send it, verified, and record where what lies; put it into the cache meanwhile;
+                  remove it. What could not be sent goes into the outbox now
     finish        the rest inline, the placements, the delta: the body of the commit
     finish_local  of a local cut: the placements; its packs are base packs and stay here
 
@@ -23,6 +23,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -143,9 +144,13 @@ class Sealing:
         cache: BlockCache,
         cipher: Cipher | None,
         transfers: Transfers | None = None,
+        beside: Transfers | None = None,
         clock: Callable[[], float] = monotonic_s,
     ) -> None:
-        """`cipher` is None for a volume that is not encrypted."""
+        """`cipher` is None for a volume that is not encrypted.
+
+        `beside` has room for two calls of each upload: it is sent and cached at the same time.
+        """
         self._outbox = Outbox(Path(job.outbox))
         self._sender = PackSender(
             store,
@@ -154,6 +159,7 @@ class Sealing:
             transfers=transfers or InlineTransfers(),
             clock=clock,
         )
+        self._beside = beside or InlineTransfers()
         self._ready: list[PackRecord] = []
         self._pack_records: dict[str, PackRecord] = {}
         self._chunks: dict[str, tuple[PackedChunk, ...]] = {}
@@ -249,31 +255,38 @@ class Sealing:
         """Send a sealed pack and verify it; then it is in the block cache, not in the outbox.
 
         Raises the store's errors; the same call may be made again. A pack of which the store
-        proves that it is there already is not sent twice, in this life or the next.
+        proves that it is there already is not sent twice, in this life or the next. What could
+        not be sent may be in the cache all the same, where nobody asks for it by that name.
         """
         key = pack.key
         record = self._pack_records[key]
+        if record.chunks is None and key not in self._in_ram and self._sender.goes_in_parts(record):
+            self._sender.send_parts(record)
+            record = self._note_sent(record)
+        if key not in self._in_ram:
+            self._in_ram[key] = self._loaded(key, summed=record.chunks is None)
         if record.chunks is None:
-            self._send(record)
-            record = replace(record, chunks=self._chunks.pop(key))
-            if self._job.keep_in_outbox:
-                self._sender.note_sent(record)
-            self._pack_records[key] = record
-        buffer = self._in_ram.pop(key, None) or self._loaded(key, summed=False)
-        self._cache.put_object(key, buffer)
-        self._buffers.give_back(buffer)
+            self._send_whole(record)
+        else:
+            self._cache.put_object(key, self._in_ram[key])
+        self._buffers.give_back(self._in_ram.pop(key))
         self._outbox.pack_path(key).unlink(missing_ok=True)
 
-    def _send(self, record: PackRecord) -> None:
-        """Send a pack. One that could not be sent waits in the outbox, if there is room for it."""
+    def _send_whole(self, record: PackRecord) -> None:
+        """Send a pack from RAM, and put it into the cache meanwhile.
+
+        One that could not be sent waits in the outbox, if there is room for it.
+        """
         key = record.key
-        if key not in self._in_ram:
-            if self._sender.goes_in_parts(record):
-                self._sender.send_parts(record)
-                return
-            self._in_ram[key] = self._loaded(key, summed=True)
+        buffer = self._in_ram[key]
+
+        def send() -> None:
+            self._sender.send_whole(record, buffer)
+            self._note_sent(record)
+
         try:
-            self._sender.send_whole(record, self._in_ram[key])
+            for _ in self._beside.results((send, partial(self._cache.put_object, key, buffer))):
+                pass
         except StoreError:
             if self._outbox.pack_path(key).exists():
                 self._buffers.give_back(self._in_ram.pop(key))
@@ -284,6 +297,14 @@ class Sealing:
                     log.warning("%s waits in memory, not in the outbox: %s", key, error)
                     self._outbox.pack_path(key).unlink(missing_ok=True)
             raise
+
+    def _note_sent(self, record: PackRecord) -> PackRecord:
+        """Record that a pack is in the store, and what lies in it."""
+        record = replace(record, chunks=self._chunks.pop(record.key))
+        if self._job.keep_in_outbox:
+            self._sender.note_sent(record)
+        self._pack_records[record.key] = record
+        return record
 
     def _loaded(self, key: str, *, summed: bool) -> PackBuffer:
         buffer = self._buffers.take()

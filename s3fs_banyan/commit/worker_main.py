@@ -55,6 +55,7 @@ class WorkerServer:
         transfers: Transfers,
     ) -> None:
         self._transfers = transfers
+        self._beside = PooledTransfers(2 * _PACKS_AT_ONCE)
         self._sock = sock
         self._sending = threading.Lock()
         self._metrics = metrics
@@ -97,6 +98,7 @@ class WorkerServer:
                 cache=self._cache,
                 cipher=self._cipher,
                 transfers=self._transfers,
+                beside=self._beside,
             )
             return self._sealing.plan()
         if method == "end":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +17,14 @@ from s3fs_banyan.app.engine import Engine
 from s3fs_banyan.commit import sealing
 from s3fs_banyan.commit.outbox import Outbox, PackedChunk, PackRecord
 from s3fs_banyan.commit.sealing import SealedPack, read_pack
-from s3fs_banyan.commit.worker import Worker
+from s3fs_banyan.commit.worker import InlineWorker, Worker
 from s3fs_banyan.errors import Corrupt, Unavailable, UnsupportedVersion
+from s3fs_banyan.format.checksum import sha256_hex
 from s3fs_banyan.format.commit import encode_footer
-from s3fs_banyan.format.keys import PACK_PREFIX, log_key, pack_key, parse_pack_key
+from s3fs_banyan.format.keys import PACK_PREFIX, log_key, pack_hash_of, pack_key, parse_pack_key
+from s3fs_banyan.remote.base import FileMeta
 from s3fs_banyan.remote.multipart import PartDone, UploadState
+from s3fs_banyan.remote.transfers import PooledTransfers
 from tests.unit.counting_store import CountingStore
 from tests.unit.engine_kit import (
     ROOT,
@@ -30,6 +36,7 @@ from tests.unit.engine_kit import (
 )
 
 MIB = 1 << 20
+WITHIN_S = 10.0
 PART = 256 << 10
 FILES = {b"file-%d" % number: os.urandom(700_000) for number in range(4)}
 
@@ -187,6 +194,52 @@ async def test_a_pack_that_the_disk_has_no_room_for_waits_in_memory(
         store.is_away = False
         await worker.upload(pack)
         assert store.packs() == [pack.key]
+        await worker.end()
+
+
+class Meeting:
+    """The cache and the store of one upload, each of which waits until the other was asked."""
+
+    def __init__(self, worker: Worker, store: CountingStore) -> None:
+        assert isinstance(worker, InlineWorker)
+        assert worker._sealing is not None
+        self.sealing = worker._sealing
+        self.sealing._beside = PooledTransfers(2)
+        self.asked = [threading.Event(), threading.Event()]
+        self.cached: list[str] = []
+        self._put = self.sealing._cache.put_object
+        self._write = store.write
+
+    def put_object(self, key: str, data: bytes) -> None:
+        self.asked[0].set()
+        assert self.asked[1].wait(WITHIN_S), "it is not sent while it is cached"
+        self._put(key, data)
+        self.cached.append(sha256_hex(data))
+
+    def write(self, path: str, data: bytes, **more: Any) -> FileMeta:  # noqa: ANN401
+        assert self.asked[0].wait(WITHIN_S), "it is not cached while it is sent"
+        self.asked[1].set()
+        return self._write(path, data, **more)
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+async def test_a_pack_is_cached_while_it_is_sent(
+    world: World, store: CountingStore, monkeypatch: pytest.MonkeyPatch, *, is_away: bool
+) -> None:
+    """Its memory is used again when both are done with it, also when the store refuses."""
+    async with running(world.context()) as engine:
+        await fill(engine)
+        worker, pack, path = await sealed_in_memory(engine, world)
+        meeting = Meeting(worker, store)
+        monkeypatch.setattr(meeting.sealing._cache, "put_object", meeting.put_object)
+        monkeypatch.setattr(store, "write", meeting.write)
+        store.is_away = is_away
+        with pytest.raises(Unavailable) if is_away else contextlib.nullcontext():
+            await worker.upload(pack)
+        [cached] = meeting.cached
+        assert cached.startswith(pack_hash_of(pack.key))
+        assert path.exists() == is_away
+        assert store.packs() == ([] if is_away else [pack.key])
         await worker.end()
 
 
