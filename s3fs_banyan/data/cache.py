@@ -91,7 +91,8 @@ class DiskBlockCache:
     ) -> None:
         """Open or create the cache in `directory`, which becomes mode 0700.
 
-        Block and strip have the sizes that they had when the directory was made.
+        What is there of blocks of another size is dropped. Strips have the size that they had
+        when the directory was made.
 
         `writes_at_once`: blocks go to the disk one by one, not when the kernel likes; for a
         process that can wait for the disk.
@@ -123,6 +124,7 @@ class DiskBlockCache:
         self._is_closed = False
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
+        self._set_others_aside()
         with self._writing:
             self._open_table()
         self._remove_set_aside()
@@ -352,7 +354,7 @@ class DiskBlockCache:
         if table is not None:
             self._count("rebuilds")
             if not table.is_gone():  # Else another process has begun a new one already.
-                self._set_aside()
+                self._set_aside(self._blocks)
         self._open_table()
 
     def _open_table(self) -> None:
@@ -368,7 +370,7 @@ class DiskBlockCache:
                 if not _is_broken(error):
                     return
                 self._count("rebuilds")
-                self._set_aside()
+                self._set_aside(self._blocks)
             else:
                 self._table = table
                 return
@@ -382,14 +384,20 @@ class DiskBlockCache:
 
     @property
     def _blocks(self) -> Path:
-        return self._directory / "blocks-1"
+        return self._directory / f"blocks-1-{self._block_bytes}"
 
-    def _set_aside(self) -> None:
+    def _set_others_aside(self) -> None:
+        """A cache of blocks of another size is of no use: its blocks lie elsewhere in an object."""
+        for other in self._directory.glob("blocks-*"):
+            if other != self._blocks:
+                self._set_aside(other)
+
+    def _set_aside(self, blocks: Path) -> None:
         """Rename everything away at once: database, log and files never mix with the next."""
         try:
-            self._blocks.rename(Path(tempfile.mkdtemp(prefix="gone-", dir=self._directory), "b"))
+            blocks.rename(Path(tempfile.mkdtemp(prefix="gone-", dir=self._directory), "b"))
         except OSError:
-            shutil.rmtree(self._blocks, ignore_errors=True)
+            shutil.rmtree(blocks, ignore_errors=True)
 
     def _remove_set_aside(self) -> None:
         for old in self._directory.glob("gone-*"):

@@ -76,6 +76,22 @@ def test_a_lower_limit_is_enforced_when_opening(directory: Path) -> None:
     small.close()
 
 
+def test_blocks_of_another_size_are_dropped(directory: Path) -> None:
+    """Block 1 of 16 KiB is no block 1 of 32 KiB, though its checksum is right."""
+    before = DiskBlockCache(directory, 64 * FULL, block_bytes=BLOCK)
+    before.put_object("a", filled(1, 3 * BLOCK))
+    before.put("b", 1, filled(2))
+    before.close()
+    larger = DiskBlockCache(directory, 64 * FULL, block_bytes=2 * BLOCK)
+    assert present(larger, 3) == []
+    assert larger.get("b", 1) is None
+    assert value_files(directory) == []
+    larger.put("b", 1, filled(3, 2 * BLOCK))
+    assert larger.get("b", 1) == filled(3, 2 * BLOCK)
+    assert larger.stats().damaged == larger.stats().rebuilds == 0
+    larger.close()
+
+
 def test_nobody_else_may_enter_the_directory(directory: Path) -> None:
     directory.mkdir(mode=0o755)
     DiskBlockCache(directory, 8 * FULL, block_bytes=BLOCK).close()
