@@ -8,6 +8,7 @@ store it is around.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, Protocol, TypeVar, cast
@@ -34,6 +35,7 @@ from s3fs_banyan.remote.base import (
 from s3fs_banyan.remote.retry_table import REASONS, REPEATABLE_VERBS, RULES
 from s3fs_banyan.runtime import monotonic_s, random_unit, sleep_blocking
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 __all__ = ["OUTCOMES", "REPEATABLE_VERBS", "MeterLayer", "RequestObserver", "RetryLayer"]
@@ -281,6 +283,9 @@ class RetryLayer(_Layer):
             return False
         if self._observer is not None:
             self._observer.retried(REASONS[type(error)])
+        # One retry is an ordinary event, of which the metric is enough.
+        level = logging.INFO if attempt else logging.DEBUG
+        log.log(level, "%s is tried again in %.1f s: %s", verb, delay_s, error)
         self._sleep(delay_s)
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,6 +143,19 @@ def test_answer_is_passed_on_at_once(verb: str, error: StoreError) -> None:
     with pytest.raises(type(error)):
         VERBS[verb](world.retry(store))
     assert (store.calls, world.slept) == ([verb], [])
+
+
+def test_a_call_that_is_tried_again_and_again_is_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.INFO):
+        World().retry(Scripted(lost())).read("x")
+        assert caplog.messages == []
+        World().retry(Scripted(*[lost()] * 3)).read("x")
+    assert caplog.messages == [
+        "read is tried again in 0.2 s: lost",
+        "read is tried again in 0.4 s: lost",
+    ]
 
 
 def test_waits_double_up_to_the_cap() -> None:
