@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -129,6 +130,11 @@ def options(description: str, **defaults: float | str) -> argparse.Namespace:
         default=0,
         help="the server's niceness, for a store whose processors are not the mount's",
     )
+    parser.add_argument(
+        "--server-processor",
+        type=int,
+        help="number of a processor that the server gets for itself; all else has the others",
+    )
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     return parser.parse_args()
@@ -168,7 +174,8 @@ def session(
             if chosen.server_nice:
                 server.nice = chosen.server_nice
                 results.facts["niceness of the server"] = server.nice
-            stack.enter_context(server)
+            with _processor_of_server(chosen.server_processor, results):
+                stack.enter_context(server)
             line = stack.enter_context(proxy(server)) if proxy else None
             url = line.endpoint_url if line else ""
             volume = s3_volume(server, directory, small=False, endpoint_url=url)
@@ -192,3 +199,16 @@ def session(
                     shutil.copy(mount.log, results.out.with_suffix(".daemon.log"))
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def _processor_of_server(number: int | None, results: Results) -> Iterator[None]:
+    """What is started meanwhile has this processor, what is started later has the others."""
+    if number is None:
+        yield
+        return
+    others = os.sched_getaffinity(0) - {number}
+    os.sched_setaffinity(0, {number})
+    yield
+    os.sched_setaffinity(0, others)
+    results.facts["processors of the server"] = f"{number}; all else has {sorted(others)}"
