@@ -9,7 +9,6 @@ import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -216,10 +215,12 @@ class Meeting:
         self._put(key, data)
         self.cached.append(sha256_hex(data))
 
-    def write(self, path: str, data: bytes, **more: Any) -> FileMeta:  # noqa: ANN401
+    def write(
+        self, path: str, data: bytes, *, if_absent: bool = False, storage_class: str = ""
+    ) -> FileMeta:
         assert self.asked[0].wait(WITHIN_S), "it is not cached while it is sent"
         self.asked[1].set()
-        return self._write(path, data, **more)
+        return self._write(path, data, if_absent=if_absent, storage_class=storage_class)
 
 
 @pytest.mark.parametrize("is_away", [False, True])
