@@ -59,7 +59,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _WORKER_READY_S = 3.0
-"""So long before a commit is due the worker is started, if it does not run."""
+"""So long before a commit is due the worker is started, if it does not run; or when there is a
+pack's worth of bytes for it: whoever writes so much may soon ask for a commit."""
 
 FP_CUT = register_failpoint("cut", "step 1 done: CUT record appended, dirty set flipped")
 FP_CUT_SYNCED = register_failpoint("cut-synced", "step 2 done: the CUT record is on the disk")
@@ -189,7 +190,7 @@ class Committer:
             state.commit_requests = trio.Event()
             due_ns = self.last_commit_ns + int(self.budget.interval_s(self.last_commit_ns) * 1e9)
             left_s = (due_ns - self._ctx.runtime.monotonic_ns()) / 1e9
-            if left_s < _WORKER_READY_S:
+            if left_s < _WORKER_READY_S or state.uncommitted_bytes >= self._ctx.volume.pack_bytes:
                 self._worker.expect()
             if state.urgent or left_s <= 0:
                 return

@@ -192,6 +192,7 @@ class Journal:
 
     async def wait_changed(self) -> None:
         """Wait until room, syncs or spares may have changed. Safe to cancel."""
+        self.spares.note_pouring()
         self._is_awaited = True
         await self._changed.wait()
 

@@ -1,6 +1,7 @@
 """Spare segments: files filled with bytes and synced before use, whose blocks never move again.
 
-Filling one takes the disk a while, so it is done beforehand, and slowly while others sync.
+Filling one takes the disk a while, so it is done beforehand, and slowly while others sync. Where
+somebody would have to wait for it, blocks are found and not filled (decision 9).
 All methods belong to the event loop; filling and syncing run in threads.
 """
 
@@ -70,7 +71,7 @@ class SpareSegments:
         self._last_slot = max(self._last_slot, int(slot) if slot.isdecimal() else 0)
 
     def note_pouring(self) -> None:
-        """Bytes pour into the journal just now: filling a file would slow them down."""
+        """Bytes pour into the journal just now, or would: filling a file slows them down."""
         self._poured_ns = self._runtime.monotonic_ns()
 
     def add(self, spare: Spare) -> None:
@@ -141,7 +142,9 @@ class SpareSegments:
         """Make what is missing; false if the disk is full or refuses."""
         while len(self._files) < max(self._usual, self._needed):
             if len(self._files) >= _URGENT and self._is_busy():
-                await trio.sleep(_BUSY_NS / 1e9)
+                self._wanted = trio.Event()
+                with trio.move_on_after(_BUSY_NS / 1e9):
+                    await self._wanted.wait()
                 continue
             free = self._disk.free_bytes(self._directory)
             if free < self._settings.segment_bytes + self._settings.free_bytes_min:
@@ -164,6 +167,10 @@ class SpareSegments:
     def _usual(self) -> int:
         return min(self._settings.spares, _LEAN) if self.is_lean else self._settings.spares
 
+    def _is_awaited(self) -> bool:
+        """Tell whether somebody waits for a file, or will before one is filled."""
+        return len(self._files) < max(self._needed, _URGENT if self._is_busy() else 0)
+
     def _is_busy(self) -> bool:
         return self._runtime.monotonic_ns() - self._poured_ns < _BUSY_NS
 
@@ -171,11 +178,16 @@ class SpareSegments:
         """Fill a file and sync it with its directory.
 
         Piece by piece, each synced: the disk takes all of it as fast as it can, and whoever
-        syncs meanwhile waits behind what was handed over.
+        syncs meanwhile waits behind what was handed over. What is left when somebody begins to
+        wait for the file is only allocated.
         """
         path, file = self._open_new()
         try:
             for begin in range(0, self._settings.segment_bytes, _FILL_BYTES):
+                if self._is_awaited():
+                    with trio.CancelScope(shield=True):
+                        await self._runtime.in_thread(self._allocate, file)
+                    break
                 end = min(begin + _FILL_BYTES, self._settings.segment_bytes)
                 with trio.CancelScope(shield=True):
                     await self._runtime.in_thread(self._fill, file, begin, end)
@@ -197,6 +209,11 @@ class SpareSegments:
         """Remove what could not be filled; the next start does it where this disk refuses."""
         with contextlib.suppress(OSError):
             self.remove(spare)
+
+    def _allocate(self, file: DiskFile) -> None:
+        """Give a file its blocks, filled or not, and sync it; blocks."""
+        file.allocate(self._settings.segment_bytes)
+        file.datasync()
 
     @staticmethod
     def _fill(file: DiskFile, begin: int, end: int) -> None:

@@ -7,11 +7,10 @@ if it is what it is known to be; else the caller reads the body as usual.
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 from http.client import HTTPException, HTTPResponse
 from typing import Any, Final, NamedTuple
 
+from s3fs_banyan.remote.body_memory import memory_for
 from s3fs_banyan.runtime import monotonic_s
 
 LARGE_BYTES: Final = 1 << 20
@@ -51,7 +50,7 @@ def fill_from_line(
     if raw is None:
         return None
     line: HTTPResponse = raw._fp  # noqa: SLF001  # looked at by `_raw_of`
-    view = memoryview(_memory(length))
+    view = memory_for(length)
     count, why = 0, ""
     while count < length and not why:
         got = 0
@@ -69,14 +68,6 @@ def fill_from_line(
     if line.isclosed():  # nothing is left on the line, not even the end of a chunked body
         raw.release_conn()
     return Filled(view, "")
-
-
-def _memory(length: int) -> mmap.mmap:
-    """Return fresh memory, of large pages if there are: 8 MiB are 2,048 page faults else."""
-    memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without large pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
 
 
 def _raw_of(body: Any) -> Any:  # noqa: ANN401  # of the library under the SDK

@@ -1,16 +1,28 @@
-"""Upload and download of one large file against boto3's transfer manager, side by side."""
+"""Upload and download of one large file against boto3's transfer manager, side by side.
+
+What an upload through any file system in user space takes at least is measured, too: the
+processor seconds of a write into one that keeps nothing (`scripts/floorfs`), of the MD5 that every
+upload is to carry, and of boto3's upload, which carries none.
+
+A virtual machine's free memory may be back at its host, and each page of it that is touched again
+costs a fault there: 0.2 s a GiB without, over 3 s with (docs/acceptance.md). `--warm MIB` fills so
+much of the page cache before each part, so that nothing has to come from the host.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
 import re
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
+from benchlib.contenders import Contender, open_floor
 from boto3.s3.transfer import TransferConfig
 
 from campaigns.session import Session, options, session
@@ -22,22 +34,31 @@ UPLOADS_AT_ONCE = 4
 """What the worker of a mount sends at the same time; the transfer manager gets the same."""
 PART_BYTES = 8 * MIB
 SYNCED_WITHIN_S = 600.0
+BUSY = ", processors"
+"""Ends the name of what all processors worked together, in seconds."""
+
+Step = Callable[[dict[str, float]], None]
+"""Measures something and notes it."""
+Part = Callable[[], Iterator[Step]]
+"""What is measured of one contender, and done between."""
 
 _STEP = re.compile(r'^s3fs_banyan_commit_step_seconds_sum\{step="(\w+)"\} (\S+)$', re.MULTILINE)
 
 
 def main() -> int:
     """Take the rounds in turn; returns the exit code."""
-    chosen = options(__doc__ or "", size=1024, rounds=3, seed=1, parallel=UPLOADS_AT_ONCE)
+    chosen = options(__doc__ or "", size=1024, rounds=3, seed=1, parallel=UPLOADS_AT_ONCE, warm=0)
     title = f"Throughput of {chosen.size} MiB to and from SeaweedFS beside boto3's"
     settings: dict[str, dict[str, object]] = {"commit": {"interval": "1h"}}
     with session(title, chosen, settings=settings) as running:
         spent: dict[str, list[float]] = defaultdict(list)
         source = running.mount.volume.directory / "source"
         _fill(source, chosen.size, chosen.seed)
-        for number in range(1, chosen.rounds + 1):
-            for name, seconds in _round(running, source, chosen.parallel, number).items():
-                spent[name].append(seconds)
+        with open_floor(source.parent) as floor:
+            for number in range(1, chosen.rounds + 1):
+                parts = _parts(running, source, floor, chosen.parallel, number)
+                for name, seconds in _round(running, parts, chosen.warm, number).items():
+                    spent[name].append(seconds)
         _judge(running, spent, chosen.size)
     return running.results.finish()
 
@@ -50,27 +71,63 @@ def _fill(path: Path, size_mib: int, seed: int) -> None:
             file.write(rng.randbytes(MIB))
 
 
-def _timed(body: Callable[[], object]) -> float:
-    begin = time.monotonic()
+def _timed(found: dict[str, float], name: str, body: Callable[[], object]) -> None:
+    """Note the seconds that a body takes, and what all processors worked meanwhile."""
+    begin, busy = time.monotonic(), _busy_s()
     body()
-    return time.monotonic() - begin
+    found[name] = time.monotonic() - begin
+    found[name + BUSY] = _busy_s() - busy
 
 
-def _round(running: Session, source: Path, parallel: int, number: int) -> dict[str, float]:
-    """Both, up and down; who begins changes from round to round."""
-    parts: list[Callable[[], dict[str, float]]] = [
+def _busy_s() -> float:
+    """Return the seconds that all processors have worked so far (proc_stat(5))."""
+    words = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+    user, nice, system, _idle, _iowait, irq, softirq = map(int, words[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def _warm(directory: Path, size_mib: int) -> None:
+    """Fill the page cache with pages that can be given up at once: those of a file's hole."""
+    hole = directory / "hole"
+    with hole.open("ab") as file:
+        file.truncate(size_mib * MIB)
+    _read(hole, size_mib * MIB)
+
+
+def _parts(
+    running: Session, source: Path, floor: Contender, parallel: int, number: int
+) -> list[Part]:
+    """Return what is measured, up before down."""
+    return [
         lambda: _by_boto3(running, source, parallel),
         lambda: _by_mount(running, source, number),
+        lambda: _by_floor(source, floor),
     ]
+
+
+def _round(running: Session, parts: list[Part], warm_mib: int, number: int) -> dict[str, float]:
+    """Carry out all parts, up and down; who begins changes from round to round."""
     found: dict[str, float] = {}
     for part in parts if number % 2 else parts[::-1]:
-        found |= part()
+        for step in part():
+            os.sync()  # what an earlier one left unwritten would be paid for by this one
+            if warm_mib:
+                _warm(running.mount.volume.directory, warm_mib)
+            step(found)
     rounded = {name.replace(" ", "_"): round(seconds, 2) for name, seconds in found.items()}
     running.results.event("round", number=number, **rounded)
     return found
 
 
-def _by_boto3(running: Session, source: Path, parallel: int) -> dict[str, float]:
+def _by_floor(source: Path, floor: Contender) -> Iterator[Step]:
+    """Write into a file system that keeps nothing."""
+    path = floor.directory / "large"
+    yield lambda found: _timed(found, "floor write", lambda: _copy(source, path))
+    yield lambda found: _timed(found, "md5", lambda: _md5(source))
+    path.unlink()
+
+
+def _by_boto3(running: Session, source: Path, parallel: int) -> Iterator[Step]:
     client = running.server.client()
     bucket = running.server.bucket()
     config = TransferConfig(
@@ -85,37 +142,47 @@ def _by_boto3(running: Session, source: Path, parallel: int) -> dict[str, float]
         client.download_file(bucket, "large", str(target), Config=config)
 
     try:
-        found = {"boto3 up": _timed(up), "boto3 down": _timed(down)}
+        yield lambda found: _timed(found, "boto3 up", up)
+        yield lambda found: _timed(found, "boto3 down", down)
         client.delete_object(Bucket=bucket, Key="large")
-        return found
     finally:
         target.unlink(missing_ok=True)
         client.close()
 
 
-def _by_mount(running: Session, source: Path, number: int) -> dict[str, float]:
+def _by_mount(running: Session, source: Path, number: int) -> Iterator[Step]:
     mount = running.mount
     path = mount.path / f"large-{number}"
-    before = _steps(mount)
-    written = _timed(lambda: _copy(source, path))
-    synced = _timed(lambda: mount.ask("sync", SYNCED_WITHIN_S))
-    found = {"mount up": written + synced, "mount write": written, "mount sync": synced}
-    found["mount seal and upload"] = _steps(mount).get("seal", 0.0) - before.get("seal", 0.0)
+    yield lambda found: _up_by_mount(found, mount, source, path)
     mount.umount()
     # Set aside, as another machine would find none. An ext4 without a journal looks long for a
     # new inode after thousands were removed, which would be measured as well.
     mount.cache_dir.rename(mount.cache_dir.with_name(f"{mount.cache_dir.name}-{number}"))
     mount.start()
-    found["mount down"] = _timed(lambda: _read(path, source.stat().st_size))
+    size = source.stat().st_size
+    yield lambda found: _timed(found, "mount down", lambda: _read(path, size))
     path.unlink()
     mount.sync()
-    return found
+
+
+def _up_by_mount(found: dict[str, float], mount: Mount, source: Path, path: Path) -> None:
+    before = _steps(mount)
+    _timed(found, "mount write", lambda: _copy(source, path))
+    _timed(found, "mount sync", lambda: mount.ask("sync", SYNCED_WITHIN_S))
+    for what in ("", BUSY):
+        found["mount up" + what] = found["mount write" + what] + found["mount sync" + what]
+    found["mount seal and upload"] = _steps(mount).get("seal", 0.0) - before.get("seal", 0.0)
 
 
 def _copy(source: Path, target: Path) -> None:
     with source.open("rb", buffering=0) as old, target.open("wb", buffering=0) as new:
         while data := old.read(MIB):
             new.write(data)
+
+
+def _md5(source: Path) -> None:
+    with source.open("rb") as file:
+        hashlib.file_digest(file, "md5")
 
 
 def _read(path: Path, size: int) -> None:
@@ -140,10 +207,17 @@ def _judge(running: Session, spent: dict[str, list[float]], size_mib: int) -> No
     medians = {name: statistics.median(seconds) for name, seconds in spent.items()}
     for name, median in medians.items():
         spread = ", ".join(f"{seconds:.2f}" for seconds in spent[name])
-        results.facts[name] = f"median {median:.2f} s, {size_mib / median:.0f} MiB/s ({spread})"
+        rate = "" if name.endswith(BUSY) else f", {size_mib / median:.0f} MiB/s"
+        results.facts[name] = f"median {median:.2f} s{rate} ({spread})"
     for way in ("up", "down"):
         ratio = medians[f"mount {way}"] / medians[f"boto3 {way}"]
         results.facts[f"throughput {way} by boto3's"] = f"{1 / ratio:.2f}"
         results.check(f"time {way} by boto3's", ratio, 1 / RATIO_AT_LEAST)
     sending = medians["mount seal and upload"] / medians["boto3 up"]
     results.facts["throughput of seal and upload alone by boto3's"] = f"{1 / sending:.2f}"
+    processors = os.cpu_count() or 1
+    least = sum(medians[name + BUSY] for name in ("floor write", "md5", "boto3 up")) / processors
+    results.facts["any file system's way up, at least"] = (
+        f"{least:.2f} s, {medians['boto3 up'] / least:.2f} of boto3's throughput: a write into an "
+        f"empty one, MD5 and boto3's upload, on {processors} processors that never rest"
+    )

@@ -265,6 +265,11 @@ class _SimFile:
         self._disk.on_event(f"sync {self._key} {len(self._inode.dirty)}")
         self._inode.sync()
 
+    def allocate(self, length: int) -> None:
+        self._owner.alive()
+        at = len(self._inode.data)
+        self._inode.write(bytes(max(0, length - at)), at)
+
     def size(self) -> int:
         return len(self._inode.data)
 

@@ -18,6 +18,7 @@ class MemoryFile:
         self.data = bytearray()
         self.durable = b""
         self.syncs = 0
+        self.allocations = 0
         self.failures_left = 0
 
     def pwritev(self, buffers: Sequence[Bytes], position: int) -> None:
@@ -36,6 +37,10 @@ class MemoryFile:
             self.failures_left -= 1
             raise OSError("injected: the device does not answer")
         self.durable = bytes(self.data)
+
+    def allocate(self, length: int) -> None:
+        self.allocations += 1
+        self.data.extend(bytes(max(0, length - len(self.data))))
 
     def size(self) -> int:
         return len(self.data)

@@ -337,6 +337,43 @@ async def test_the_preparer_keeps_spares_ready_and_tells_of_a_full_disk(
         assert len(file.durable) == SEGMENT
 
 
+async def test_a_segment_that_somebody_waits_for_is_allocated_not_filled(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """To fill it takes the disk as long as the writer's own bytes; a replay sees no difference."""
+    del autojump_clock
+    bench = Bench(segment_bytes=8 << 20)
+    journal = bench.begin(spares=0)
+    piece = 1 << 20
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.spares.run)  # has its first turn when the writer waits
+        for number in range(1, 21):
+            while not journal.has_room(piece):
+                await journal.wait_changed()
+            journal.append(write(number, piece))
+        nursery.cancel_scope.cancel()
+    await journal.wait_synced(20)
+    assert sum(file.allocations for file in bench.disk.files.values()) >= 2
+    assert {file.size() for file in bench.disk.files.values()} == {8 << 20}
+    bench.disk.power_cut()
+    assert bench.replayed() == [write(number, piece) for number in range(1, 21)]
+
+
+async def test_segments_that_nobody_waits_for_are_filled(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What lies in blocks that were never written takes its syncs half as long again."""
+    del autojump_clock
+    bench = Bench(segment_bytes=8 << 20)
+    journal = bench.begin(spares=0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.spares.run)
+        await trio.sleep(5)
+        nursery.cancel_scope.cancel()
+    assert journal.segment_counts == (1, 2)
+    assert not any(file.allocations for file in bench.disk.files.values())
+
+
 async def test_the_syncer_syncs_by_bytes_and_by_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -245,6 +245,9 @@ class _File:
             raise OSError("injected: the sync failed")
         self._file.datasync()
 
+    def allocate(self, length: int) -> None:
+        self._file.allocate(length)
+
     def size(self) -> int:
         return self._file.size()
 
