@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import trio
 
 from s3fs_banyan.errors import Corrupt
 from s3fs_banyan.format.record import SEGMENT_HEADER_BYTES, WRITE_DATA_OFFSET
-from s3fs_banyan.journal.log import Appended, Journal, PieceGone
+from s3fs_banyan.journal.log import Appended, PieceGone
 from s3fs_banyan.journal.replay import ReplayEnd, replay, segment_files
-from s3fs_banyan.journal.segment import PAGE_BYTES, JournalSettings
+from s3fs_banyan.journal.segment import PAGE_BYTES
 from s3fs_banyan.model import (
     NAME_BYTES_MAX,
     SYMLINK_BYTES_MAX,
@@ -22,75 +20,9 @@ from s3fs_banyan.model import (
     Rename,
     SetXattr,
     Unlink,
-    Write,
 )
-from tests.unit.engine_kit import StepRuntime
-from tests.unit.memory_disk import MemoryDisk, MemoryFile
-
-DIRECTORY = Path("journal")
-VOLUME_ID = b"v" * 16
-SEGMENT = 256 * 1024
-
-
-class Observer:
-    """Notes what the journal says."""
-
-    def __init__(self) -> None:
-        self.synced: list[int] = []
-        self.failed: list[Path] = []
-
-    def journal_synced(self, seconds: float, byte_count: int) -> None:
-        assert seconds >= 0
-        self.synced.append(byte_count)
-
-    def journal_sync_failed(self, path: Path) -> None:
-        self.failed.append(path)
-
-
-class Bench:
-    """A journal on a disk in RAM."""
-
-    def __init__(self, **settings: object) -> None:
-        self.disk = MemoryDisk()
-        self.runtime = StepRuntime()
-        self.observer = Observer()
-        base: dict[str, object] = {"segment_bytes": SEGMENT, "spares": 2, "free_bytes_min": 0}
-        self.settings = JournalSettings(**(base | settings))  # type: ignore[arg-type]
-        self.journal = self.open()
-
-    def open(self) -> Journal:
-        return Journal(
-            disk=self.disk,
-            directory=DIRECTORY,
-            settings=self.settings,
-            runtime=self.runtime,
-            volume_id=VOLUME_ID,
-            observer=self.observer,
-        )
-
-    def begin(self, spares: int = 2) -> Journal:
-        """Begin an empty journal with so many spare segments beside the current one."""
-        self.journal.begin(0, 0)
-        for _ in range(spares):
-            self.journal.spares.make_now()
-        return self.journal
-
-    def replayed(self, base: int = 0, chain: int = 0) -> list[Operation]:
-        """Return the operations that a start would replay."""
-        end = ReplayEnd(op_seq=0, chain=0)
-        found = segment_files(self.disk, DIRECTORY, VOLUME_ID)
-        return [record.op for _, _, record in replay(self.disk, found, base, chain, end)]
-
-    def current(self) -> MemoryFile:
-        """Return the file of the segment that is written at present."""
-        segment = self.journal._current
-        assert segment is not None
-        return self.disk.files[segment.path]
-
-
-def write(number: int, length: int = 100) -> Write:
-    """Return a WRITE with recognisable bytes."""
-    return Write(2, number, False, number, bytes([number % 256]) * length)
+from tests.unit.journal_kit import DIRECTORY, SEGMENT, VOLUME_ID, Bench, write
+from tests.unit.memory_disk import MemoryFile
 
 
 async def test_what_was_appended_is_replayed_and_read_back() -> None:
@@ -301,79 +233,6 @@ def test_room_that_was_promised_is_there(op: Operation, asked: int) -> None:
     pytest.fail("there was never room")
 
 
-def test_the_last_spare_is_kept_for_what_frees_space() -> None:
-    """On a full disk an unlink must still be possible, or nothing ever frees anything."""
-    bench = Bench()
-    journal = bench.begin(spares=1)
-    segment = journal._current
-    assert segment is not None
-    segment.end = SEGMENT - 1000
-    assert not journal.has_room(0)
-    assert journal.has_room(0, use_reserve=True)
-    journal.spares.make_now()
-    assert journal.has_room(0)
-
-
-async def test_the_preparer_keeps_spares_ready_and_tells_of_a_full_disk(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    """Segments are filled before use; a disk that others filled is said, not run into."""
-    del autojump_clock
-    bench = Bench()
-    journal = bench.begin(spares=0)
-    bench.disk.free = SEGMENT - 1
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(journal.spares.run)
-        await trio.sleep(5)
-        assert journal.spares.disk_full
-        assert journal.segment_counts == (1, 0)
-        bench.disk.free = 1 << 40
-        await trio.sleep(5)
-        assert not journal.spares.disk_full
-        assert journal.segment_counts == (1, 2)
-        nursery.cancel_scope.cancel()
-    for file in bench.disk.files.values():
-        assert file.size() == SEGMENT
-        assert len(file.durable) == SEGMENT
-
-
-async def test_a_segment_that_somebody_waits_for_is_allocated_not_filled(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    """To fill it takes the disk as long as the writer's own bytes; a replay sees no difference."""
-    del autojump_clock
-    bench = Bench(segment_bytes=8 << 20)
-    journal = bench.begin(spares=0)
-    piece = 1 << 20
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(journal.spares.run)  # has its first turn when the writer waits
-        for number in range(1, 21):
-            while not journal.has_room(piece):
-                await journal.wait_changed()
-            journal.append(write(number, piece))
-        nursery.cancel_scope.cancel()
-    await journal.wait_synced(20)
-    assert sum(file.allocations for file in bench.disk.files.values()) >= 2
-    assert {file.size() for file in bench.disk.files.values()} == {8 << 20}
-    bench.disk.power_cut()
-    assert bench.replayed() == [write(number, piece) for number in range(1, 21)]
-
-
-async def test_segments_that_nobody_waits_for_are_filled(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    """What lies in blocks that were never written takes its syncs half as long again."""
-    del autojump_clock
-    bench = Bench(segment_bytes=8 << 20)
-    journal = bench.begin(spares=0)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(journal.spares.run)
-        await trio.sleep(5)
-        nursery.cancel_scope.cancel()
-    assert journal.segment_counts == (1, 2)
-    assert not any(file.allocations for file in bench.disk.files.values())
-
-
 async def test_the_syncer_syncs_by_bytes_and_by_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
@@ -527,70 +386,6 @@ async def test_a_start_keeps_used_segments_and_takes_the_others_as_spares() -> N
     await again.wait_synced(7)
     bench.disk.power_cut()
     assert bench.replayed() == [*ops, write(7)]
-
-
-async def test_a_spare_whose_name_nobody_synced_is_named_before_it_is_used() -> None:
-    """Its maker died before it could; a power cut then took the file, and acknowledged calls."""
-    bench = Bench()
-    path, file = bench.journal.spares._open_new()
-    bench.journal.spares._fill(file, 0, SEGMENT)
-    journal = bench.open()
-    journal.adopt(segment_files(bench.disk, DIRECTORY, VOLUME_ID), [])
-    journal.begin(0, 0)
-    assert journal.segment_paths() == [path]
-    journal.append(write(1))
-    await journal.wait_synced(1)
-    bench.disk.power_cut()
-    assert bench.replayed() == [write(1)]
-
-
-async def test_a_rewrite_does_not_wait_for_a_preparer_that_has_ended(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    """It is shielded from the end of the daemon, which then never came (seed 19923)."""
-    del autojump_clock
-    bench = Bench()
-    journal = bench.begin(spares=0)
-    journal.append(write(1))
-    bench.current().failures_left = 1
-    bench.disk.free = 0
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(journal.spares.run)
-        await trio.sleep(5)
-        nursery.start_soon(journal.wait_synced, 1)
-        await trio.sleep(5)
-        assert journal.synced_seq == 0
-        assert journal.spares.disk_full
-        nursery.cancel_scope.cancel()
-    await journal.wait_synced(1)
-    bench.disk.power_cut()
-    assert bench.replayed() == [write(1)]
-
-
-async def test_a_rewrite_that_waits_for_room_leaves_the_processor_alone(
-    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who waits and who makes segments woke each other all the time while the disk was full."""
-    del autojump_clock
-    bench = Bench()
-    journal = bench.begin(spares=0)
-    journal.append(write(1))
-    bench.current().failures_left = 1
-    bench.disk.free = 0
-    looks = 0
-
-    def free_bytes(_directory: Path) -> int:
-        nonlocal looks
-        looks += 1
-        return 0
-
-    monkeypatch.setattr(bench.disk, "free_bytes", free_bytes)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(journal.spares.run)
-        nursery.start_soon(journal.wait_synced, 1)
-        await trio.sleep(60)
-        nursery.cancel_scope.cancel()
-    assert 30 <= looks <= 70
 
 
 async def test_what_cannot_be_rewritten_is_never_called_synced(
