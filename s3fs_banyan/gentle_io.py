@@ -36,6 +36,8 @@ _SECTOR_BYTES: Final = 4096
 _ALL_OF_IT: Final = 7
 """SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE and _WAIT_AFTER."""
 
+_zeros: Final = mmap.mmap(-1, CALL_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+"""Never written to, so all of it is one page of the kernel's."""
 _libc: Final = ctypes.CDLL(None)
 _aligned: Final[deque[mmap.mmap]] = deque()
 """Memory that lies as disks want it, for the next writer: at most one for each of them."""
@@ -89,6 +91,34 @@ def write_past_cache(descriptor: int, data: Bytes, *, gently: bool = False) -> N
             _set_flags(descriptor, flags)
     os.lseek(descriptor, position, os.SEEK_SET)
     write_all(descriptor, view[position:])
+
+
+def write_zeros(descriptor: int, begin: int, end: int) -> None:
+    """Write zeros from `begin` to `end` of a file, in short calls, past the page cache if possible.
+
+    It is where both are multiples of a page and the file system can do so. Nobody else may write
+    to the file meanwhile. Not durable on return. Raises `OSError`. Blocks.
+    """
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    position = begin
+    with memoryview(_zeros) as zeros:
+        with contextlib.suppress(_NotDirect):
+            _set_flags(descriptor, flags | os.O_DIRECT)
+            try:
+                position = _write_repeated(descriptor, zeros, begin, end)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+            finally:
+                _set_flags(descriptor, flags)
+        _write_repeated(descriptor, zeros, position, end)
+
+
+def _write_repeated(descriptor: int, piece: memoryview, begin: int, end: int) -> int:
+    position = begin
+    while position < end:
+        position += os.pwrite(descriptor, piece[: min(len(piece), end - position)], position)
+    return position
 
 
 class _NotDirect(Exception):  # no error: it is written through the page cache then

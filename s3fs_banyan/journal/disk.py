@@ -16,6 +16,7 @@ from typing import Protocol
 
 from s3fs_banyan.errors import ExitCode, Refused
 from s3fs_banyan.format.checksum import Bytes
+from s3fs_banyan.gentle_io import write_zeros
 from s3fs_banyan.journal.kernel_sync import KernelSync
 from s3fs_banyan.runtime import Runtime
 
@@ -38,6 +39,10 @@ class DiskFile(Protocol):
 
     def datasync(self) -> None:
         """Make every byte written before durable. After an error nothing is known."""
+        ...
+
+    def fill(self, begin: int, end: int) -> None:
+        """Write zeros there, past the page cache if it can be; not durable before `datasync`."""
         ...
 
     def allocate(self, length: int) -> None:
@@ -130,6 +135,9 @@ class RealFile:
 
     def datasync(self) -> None:
         os.fdatasync(self._fd)
+
+    def fill(self, begin: int, end: int) -> None:
+        write_zeros(self._fd, begin, end)
 
     def allocate(self, length: int) -> None:
         os.posix_fallocate(self._fd, 0, length)

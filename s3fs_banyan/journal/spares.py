@@ -15,7 +15,6 @@ from pathlib import Path
 
 import trio
 
-from s3fs_banyan.gentle_io import CALL_BYTES
 from s3fs_banyan.journal.disk import Disk, DiskFile
 from s3fs_banyan.journal.segment import JournalObserver, JournalSettings
 from s3fs_banyan.runtime import Runtime
@@ -218,8 +217,7 @@ class SpareSegments:
     @staticmethod
     def _fill(file: DiskFile, begin: int, end: int) -> None:
         """Fill a part of a file and sync it; blocks."""
-        for position in range(begin, end, CALL_BYTES):
-            file.pwritev((bytes(min(CALL_BYTES, end - position)),), position)
+        file.fill(begin, end)
         file.datasync()
 
     def _notify(self) -> None:

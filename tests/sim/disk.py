@@ -265,6 +265,9 @@ class _SimFile:
         self._disk.on_event(f"sync {self._key} {len(self._inode.dirty)}")
         self._inode.sync()
 
+    def fill(self, begin: int, end: int) -> None:
+        self.pwritev((bytes(end - begin),), begin)
+
     def allocate(self, length: int) -> None:
         self._owner.alive()
         at = len(self._inode.data)

@@ -38,6 +38,9 @@ class MemoryFile:
             raise OSError("injected: the device does not answer")
         self.durable = bytes(self.data)
 
+    def fill(self, begin: int, end: int) -> None:
+        self.pwritev((bytes(end - begin),), begin)
+
     def allocate(self, length: int) -> None:
         self.allocations += 1
         self.data.extend(bytes(max(0, length - len(self.data))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 from pathlib import Path
@@ -18,6 +19,7 @@ from s3fs_banyan.gentle_io import (
     write_all,
     write_gently,
     write_past_cache,
+    write_zeros,
 )
 
 
@@ -160,6 +162,45 @@ def test_it_is_past_the_cache() -> None:
         with cached.open("wb", buffering=0) as file:
             write_all(file.fileno(), data)
         assert _pages_in_memory(direct) * 10 < _pages_in_memory(cached)
+
+
+def test_zeros_are_past_the_cache() -> None:
+    """Spare segments would push out of memory what is read."""
+    with TemporaryDirectory(dir="/var/tmp") as directory:
+        path = Path(directory, "file")
+        with path.open("wb", buffering=0) as file:
+            write_zeros(file.fileno(), 0, 4 << 20)
+        assert path.stat().st_blocks * 512 >= 4 << 20
+        assert _pages_in_memory(path) < 100
+        assert path.read_bytes() == bytes(4 << 20)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"), [(0, 3 << 20), (1 << 20, (2 << 20) + 4096), (5, 600_000)]
+)
+@pytest.mark.parametrize("refused_from", [0, 1, 100])
+def test_zeros_are_written_where_they_are_wanted_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: int, end: int, refused_from: int
+) -> None:
+    """Also on a file system that refuses to be written past its cache, at once or later."""
+    pwrite = os.pwrite
+    calls = 0
+
+    def refusing(descriptor: int, data: memoryview, position: int) -> int:
+        nonlocal calls
+        calls += 1
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT and calls > refused_from:
+            raise OSError(errno.EINVAL, "not aligned as this disk wants it")
+        return pwrite(descriptor, data, position)
+
+    monkeypatch.setattr(os, "pwrite", refusing)
+    data = os.urandom(4 << 20)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with path.open("rb+", buffering=0) as file:
+        write_zeros(file.fileno(), begin, end)
+        assert not fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_DIRECT
+    assert path.read_bytes() == data[:begin] + bytes(end - begin) + data[end:]
 
 
 def _pages_in_memory(path: Path) -> int:

@@ -245,6 +245,9 @@ class _File:
             raise OSError("injected: the sync failed")
         self._file.datasync()
 
+    def fill(self, begin: int, end: int) -> None:
+        self._file.fill(begin, end)
+
     def allocate(self, length: int) -> None:
         self._file.allocate(length)
 
