@@ -1,8 +1,8 @@
 """Upload and download of one large file against boto3's transfer manager, side by side.
 
-What an upload through any file system in user space takes at least is measured, too: the
-processor seconds of a write into one that keeps nothing (`scripts/floorfs`), of the MD5 that every
-upload is to carry, and of boto3's upload, which carries none.
+What an upload through a file system takes that sends as boto3 does is measured, too: the processor
+seconds of a write into it (of this mount or of `scripts/floorfs`, which keeps nothing: whichever
+takes less), of the MD5 that every upload is to carry, and of boto3's upload, which carries none.
 
 A virtual machine's free memory may be back at its host, and each page of it that is touched again
 costs a fault there: 0.2 s a GiB without, over 3 s with (docs/acceptance.md). `--warm MIB` fills so
@@ -216,8 +216,9 @@ def _judge(running: Session, spent: dict[str, list[float]], size_mib: int) -> No
     sending = medians["mount seal and upload"] / medians["boto3 up"]
     results.facts["throughput of seal and upload alone by boto3's"] = f"{1 / sending:.2f}"
     processors = os.cpu_count() or 1
-    least = sum(medians[name + BUSY] for name in ("floor write", "md5", "boto3 up")) / processors
-    results.facts["any file system's way up, at least"] = (
-        f"{least:.2f} s, {medians['boto3 up'] / least:.2f} of boto3's throughput: a write into an "
-        f"empty one, MD5 and boto3's upload, on {processors} processors that never rest"
+    write = min(medians["floor write" + BUSY], medians["mount write" + BUSY])
+    least = (write + medians["md5" + BUSY] + medians["boto3 up" + BUSY]) / processors
+    results.facts["the way up of one that sends as boto3 does, at least"] = (
+        f"{least:.2f} s, {medians['boto3 up'] / least:.2f} of boto3's throughput: a write, MD5 and "
+        f"boto3's upload, on {processors} processors that never rest"
     )
