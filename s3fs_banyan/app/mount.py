@@ -8,7 +8,6 @@ end        drain to the store, then close; a second SIGTERM ends at once, nothin
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 import sys
@@ -64,7 +63,7 @@ from s3fs_banyan.processors import go_first, open_processors
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.layers import RetryLayer
 from s3fs_banyan.remote.pacing import share_of
-from s3fs_banyan.runtime import RealRuntime, end_process
+from s3fs_banyan.runtime import RealRuntime, end_process, keep_objects
 
 log = logging.getLogger(__name__)
 
@@ -331,9 +330,7 @@ async def _serve_kernel(
 
     def ready() -> None:
         mount.raise_read_ahead()
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 100)
+        keep_objects()
         on_ready()
         log.info("mounted %s on %s", request.url, request.mountpoint)
 

@@ -7,7 +7,6 @@ tells how much of its limit bulk may take while the daemon's reads suffer.
 from __future__ import annotations
 
 import ctypes
-import gc
 import json
 import logging
 import os
@@ -32,6 +31,7 @@ from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.pacing import hint_to
 from s3fs_banyan.remote.traffic import Traffic
 from s3fs_banyan.remote.transfers import PooledTransfers, Transfers
+from s3fs_banyan.runtime import keep_objects
 
 _PR_SET_PDEATHSIG = 1
 _IOPRIO_CLASS_IDLE = 3
@@ -168,9 +168,7 @@ def main() -> None:
     cipher = Cipher.from_plain_values(setup["cipher"]) if setup["cipher"] else None
     transfers = PooledTransfers(int(setup["uploads"]))
     server = WorkerServer(sock, store, cache, cipher, metrics, transfers)
-    gc.collect()
-    gc.freeze()  # the SDK's objects, which every full collection else walks through again
-    gc.set_threshold(50_000, 20, 100)
+    keep_objects()
     with ThreadPoolExecutor(_PACKS_AT_ONCE) as uploads:
         for line in reader:
             request = json.loads(line)

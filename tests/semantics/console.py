@@ -41,7 +41,7 @@ heartbeat: {interval: 1h, stale_after: 3h}
 """
 """What a person sees who types fast: on a slow machine commits and heartbeats come between."""
 _PROGRAM = """#!/bin/sh
-case "$1 $*" in
+case "$*" in
     *--config*) ;;
     "mount "*) set -- "$@" --config '{patient}' ;;
 esac

@@ -100,16 +100,22 @@ async def test_a_spare_whose_name_nobody_synced_is_named_before_it_is_used() -> 
     assert bench.replayed() == [write(1)]
 
 
+def _about_to_rewrite_on_a_full_disk() -> Bench:
+    """A record whose sync will fail, and no room for the segment that it is to go to then."""
+    bench = Bench()
+    bench.begin(spares=0).append(write(1))
+    bench.current().failures_left = 1
+    bench.disk.free = 0
+    return bench
+
+
 async def test_a_rewrite_does_not_wait_for_a_preparer_that_has_ended(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """It is shielded from the end of the daemon, which then never came (seed 19923)."""
     del autojump_clock
-    bench = Bench()
-    journal = bench.begin(spares=0)
-    journal.append(write(1))
-    bench.current().failures_left = 1
-    bench.disk.free = 0
+    bench = _about_to_rewrite_on_a_full_disk()
+    journal = bench.journal
     async with trio.open_nursery() as nursery:
         nursery.start_soon(journal.spares.run)
         await trio.sleep(5)
@@ -128,11 +134,8 @@ async def test_a_rewrite_that_waits_for_room_leaves_the_processor_alone(
 ) -> None:
     """Who waits and who makes segments woke each other all the time while the disk was full."""
     del autojump_clock
-    bench = Bench()
-    journal = bench.begin(spares=0)
-    journal.append(write(1))
-    bench.current().failures_left = 1
-    bench.disk.free = 0
+    bench = _about_to_rewrite_on_a_full_disk()
+    journal = bench.journal
     looks = 0
 
     def free_bytes(_directory: Path) -> int:
