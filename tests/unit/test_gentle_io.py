@@ -164,6 +164,21 @@ def test_it_is_past_the_cache() -> None:
         assert _pages_in_memory(direct) * 10 < _pages_in_memory(cached)
 
 
+def _refuse_past_the_cache(monkeypatch: pytest.MonkeyPatch, refused_from: int) -> list[int]:
+    """Let pwrite refuse with O_DIRECT after so many calls; returns the positions of all calls."""
+    pwrite = os.pwrite
+    calls: list[int] = []
+
+    def refusing(descriptor: int, data: memoryview, position: int) -> int:
+        calls.append(position)
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT and len(calls) > refused_from:
+            raise OSError(errno.EINVAL, "not aligned as this disk wants it")
+        return pwrite(descriptor, data, position)
+
+    monkeypatch.setattr(os, "pwrite", refusing)
+    return calls
+
+
 def test_zeros_are_past_the_cache() -> None:
     """Spare segments would push out of memory what is read."""
     with TemporaryDirectory(dir="/var/tmp") as directory:
@@ -183,17 +198,7 @@ def test_zeros_are_written_where_they_are_wanted_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: int, end: int, refused_from: int
 ) -> None:
     """Also on a file system that refuses to be written past its cache, at once or later."""
-    pwrite = os.pwrite
-    calls = 0
-
-    def refusing(descriptor: int, data: memoryview, position: int) -> int:
-        nonlocal calls
-        calls += 1
-        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT and calls > refused_from:
-            raise OSError(errno.EINVAL, "not aligned as this disk wants it")
-        return pwrite(descriptor, data, position)
-
-    monkeypatch.setattr(os, "pwrite", refusing)
+    _refuse_past_the_cache(monkeypatch, refused_from)
     data = os.urandom(4 << 20)
     path = tmp_path / "file"
     path.write_bytes(data)
@@ -221,22 +226,12 @@ def test_a_file_system_that_refuses_it_gets_an_ordinary_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused_from: int
 ) -> None:
     """From the first call on, or in the middle."""
-    pwrite = os.pwrite
-    calls = 0
-
-    def refusing(descriptor: int, data: memoryview, position: int) -> int:
-        nonlocal calls
-        calls += 1
-        if calls > refused_from:
-            raise OSError(errno.EINVAL, "not aligned as this disk wants it")
-        return pwrite(descriptor, data, position)
-
-    monkeypatch.setattr(os, "pwrite", refusing)
+    calls = _refuse_past_the_cache(monkeypatch, refused_from)
     data = os.urandom((3 << 20) + 77)
     with (tmp_path / "file").open("wb", buffering=0) as file:
         write_past_cache(file.fileno(), data)
     assert (tmp_path / "file").read_bytes() == data
-    assert calls == refused_from + 1
+    assert len(calls) == refused_from + 1
 
 
 def test_a_short_write_past_the_cache_is_gone_on_with(
