@@ -35,6 +35,7 @@ from s3fs_banyan.commit.pack_buffers import PackBuffer, PackBuffers
 from s3fs_banyan.commit.sending import Multipart, PackSender, SendPolicy
 from s3fs_banyan.config.prices import STANDARD
 from s3fs_banyan.data.blocks import BlockCache
+from s3fs_banyan.data.rereads import Rereads
 from s3fs_banyan.errors import Corrupt, ObjectMissing, StoreError, UnsupportedVersion
 from s3fs_banyan.format.blob import delta_place, encode_blob, placements_place
 from s3fs_banyan.format.checksum import Bytes, sha256_hex
@@ -59,7 +60,6 @@ from s3fs_banyan.runtime import monotonic_s
 log = logging.getLogger(__name__)
 
 _RECORDS_CACHED: Final = 16
-_MOVE_READS: Final = 4
 COMMIT_BYTES_MAX: Final = 8 << 20
 """Delta and inline data of a commit stay below this."""
 
@@ -438,20 +438,24 @@ class Sealing:
 
         A bit that flipped on the way, now or when the block was cached, is no damage: look again.
         """
-        for left in reversed(range(_MOVE_READS)):
+        rereads = Rereads()
+        use_cache = True
+        while True:
+            stored = self._stored(item, use_cache=use_cache)
+            rereads.note(stored)
             try:
-                return self._moved_once(item, use_cache=left == _MOVE_READS - 1)
+                self._check_moved(item, stored)
             except Corrupt:
-                if not left:
+                if rereads.prove_damage():
                     raise
-        raise AssertionError("the last read neither returned nor raised")
+            else:
+                return stored
+            use_cache = False
 
-    def _moved_once(self, item: SealItem, *, use_cache: bool) -> bytes:
-        stored = self._stored(item, use_cache=use_cache)
+    def _check_moved(self, item: SealItem, stored: bytes) -> None:
         chunk, length, _ = verify_chunk(stored, item.source_key, self._cipher)
         if chunk != item.chunk or length != item.length or len(stored) != item.stored_length:
             raise Corrupt("chunk", item.source_key, f"chunk {item.chunk} is not at its place")
-        return stored
 
     def _stored(self, item: SealItem, *, use_cache: bool) -> bytes:
         """Return the bytes of a chunk's place: in a base pack, in the block cache, in the store."""

@@ -1,7 +1,7 @@
 """Reading a file: piece in the journal, RAM, block cache, store, in this order.
 
 Not one byte is served that was not verified when it entered memory. What cannot be verified is
-fetched once more from the store, and then it is EIO for that range, a log line and a metric.
+fetched again from the store; damage that is proven is EIO for that range, a log line, a metric.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import trio
 from s3fs_banyan.data.frames_ram import RamFrames
 from s3fs_banyan.data.objects import ObjectReader
 from s3fs_banyan.data.recent import RecentRecords
+from s3fs_banyan.data.rereads import Rereads
 from s3fs_banyan.errors import Corrupt, ObjectMissing
 from s3fs_banyan.format.checksum import Bytes
 from s3fs_banyan.format.chunk import (
@@ -31,10 +32,6 @@ from s3fs_banyan.observe import Metrics
 from s3fs_banyan.runtime import Runtime
 
 log = logging.getLogger(__name__)
-
-_LAST_READS = 5
-"""So often must what comes from the store fail its check before it counts as damaged there."""
-
 
 _SEARCH_BYTES = 256 * 1024
 """So exactly is looked for where a file goes on in another object: it is read ahead anyway."""
@@ -234,7 +231,8 @@ class Reader:
 
         Not at the first word, though: bits that flip on the way differ each time, rot does not.
         """
-        for left in reversed(range(_LAST_READS)):
+        rereads = Rereads()
+        while True:
             place = self._chunks.place(chunk)
             length = self._chunks.chunk_length(chunk)
             if length is None or length < end:
@@ -242,7 +240,7 @@ class Reader:
             if place is None:
                 raise Corrupt("chunk", str(chunk), "its bytes are neither here nor in the store")
             try:
-                return await self._read_placed(chunk, length, place, start, end, afresh=True)
+                return await self._read_placed(chunk, length, place, start, end, rereads)
             except ObjectMissing as error:
                 corrupt = Corrupt("object", place.key, f"it is missing, chunk {chunk} lies in it")
                 if await self.is_newest():
@@ -251,16 +249,22 @@ class Reader:
                     log.error("another writer may have moved what cannot be read: %s", corrupt)
                 raise corrupt from error
             except Corrupt as error:
-                if not left:
+                if rereads.prove_damage():
                     self._report(error)
                     raise
                 self._doubt(error)
                 await self._objects.forget(place.key)
-        raise AssertionError("the last read neither returned nor raised")
 
     async def _read_placed(
-        self, chunk: int, length: int, place: Place, start: int, end: int, *, afresh: bool = False
+        self,
+        chunk: int,
+        length: int,
+        place: Place,
+        start: int,
+        end: int,
+        rereads: Rereads | None = None,
     ) -> Bytes:
+        """Return verified bytes of a stored chunk; with `rereads` past every cache but RAM."""
         first, last = start // FRAME_BYTES, (end - 1) // FRAME_BYTES
         found = [self.frames.get(ChunkId(chunk), index) for index in range(first, last + 1)]
         missing = [first + i for i, frame in enumerate(found) if frame is None]
@@ -268,7 +272,9 @@ class Reader:
             table = decode_frame_table(chunk, length, place.frames)
             low, high = table[missing[0]], table[missing[-1]]
             run = low.offset, high.offset + high.stored_length - low.offset
-            stored = await self._read_stored(place, *run, afresh=afresh)
+            stored = await self._read_stored(place, *run, afresh=rereads is not None)
+            if rereads is not None:
+                rereads.note(stored)
             frames = table[missing[0] : missing[-1] + 1]
             if len(missing) == len(found) > 1 and are_plain(frames) and self._cipher is None:
                 # What was stored is what was asked for, and the kernel keeps it.

@@ -53,6 +53,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--keep-segments", type=int, default=4, metavar="N")
     made.add_argument("--bursty", action="store_true", help="rows arrive in bulks every 15 s")
     made.add_argument("--stop-file", type=Path, metavar="PATH", help="end when PATH exists")
+    made.add_argument(
+        "--meet",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="go on beyond the duration until this of the report was met",
+    )
     made.add_argument("--report", choices=("json", "table"), default="table")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the report there as well")
     made.add_argument("--rates", action="store_true", help="print rates beside a real server's")
@@ -78,6 +85,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         keep_segments=options.keep_segments,
         bursty=options.bursty,
         stop_file=options.stop_file,
+        meet=tuple(options.meet),
     )
 
 

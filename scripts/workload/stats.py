@@ -122,3 +122,7 @@ class Stats:
         with self._lock:
             items = sorted(self._histograms.items())
         return {name: histogram.summary() for name, histogram in items if histogram.count}
+
+    def met(self) -> set[str]:
+        """Return the names of everything that was counted or timed at least once."""
+        return {name for name, count in self.totals().items() if count} | self.latencies().keys()

@@ -20,11 +20,15 @@ _DATA = os.urandom(1 << 20)
 
 
 class _Line:
-    """A way to the store that flips a bit in each of the next `flips` ranged reads of packs."""
+    """A way to the store that flips a bit in each of the next `flips` ranged reads of packs.
+
+    Another one each time; with `rotten` the same.
+    """
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
         self.flips = 0
+        self.rotten = False
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
@@ -34,7 +38,7 @@ class _Line:
         if not self.flips or length is None or not path.startswith("pack/"):
             return data
         self.flips -= 1
-        at = len(data) // 2
+        at = len(data) // 2 + (0 if self.rotten else self.flips % 1000)
         return data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :]
 
 
@@ -54,7 +58,7 @@ async def _store_files(engine: Engine, *names: bytes) -> None:
         await engine.reader._objects.forget(pack.key)
 
 
-@pytest.mark.parametrize("flips", [1, 3])
+@pytest.mark.parametrize("flips", [1, 3, 20])
 async def test_a_read_goes_on_until_the_bytes_are_right(world: World, flips: int) -> None:
     """EIO means proven damage: a database that is told of it gives its part up."""
     line = _Line(world.store)
@@ -68,19 +72,24 @@ async def test_a_read_goes_on_until_the_bytes_are_right(world: World, flips: int
         assert ctx.metrics.corruption_detected("frame").value == 0
 
 
-async def test_what_stays_wrong_is_an_error_after_a_few_reads(world: World) -> None:
-    """A rotten object must not keep its reader for ever."""
+@pytest.mark.parametrize(("rotten", "reads_max"), [(True, 8), (False, 40)])
+async def test_what_stays_wrong_is_an_error_after_a_few_reads(
+    world: World, *, rotten: bool, reads_max: int
+) -> None:
+    """A rotten object must not keep its reader for ever, nor a line that was never good."""
     line = _Line(world.store)
     ctx = world.context(store=cast("RemoteFileSystem", line))
     async with running(ctx) as engine:
         await _store_files(engine, b"file")
-        line.flips = 1_000_000
+        line.flips, line.rotten = 1_000_000, rotten
         with pytest.raises(InputOutput):
             await read_file(engine, b"file")
         assert ctx.metrics.corruption_detected("frame").value == 1
+        assert 1_000_000 - line.flips <= reads_max
 
 
-async def test_compaction_reads_again_as_well(world: World) -> None:
+@pytest.mark.parametrize("flips", [2, 20])
+async def test_compaction_reads_again_as_well(world: World, flips: int) -> None:
     """Else the chunk stays in a half-dead pack for the life of the mount."""
     line = _Line(world.store)
     settings = engine_settings(reclaim_window_s=0.0, reclaim_hourly_s=0.0, reclaim_grace_s=0.0)
@@ -93,7 +102,7 @@ async def test_compaction_reads_again_as_well(world: World) -> None:
             await engine.filesystem.unlink(1, name, ROOT)
         while (dead := engine.filesystem.handles.next_dead_nowait()) is not None:
             await engine.filesystem._reap(engine.state, dead)
-        line.flips = 2
+        line.flips = flips
         for number in range(10):
             await write_file(engine, b"tick%d" % number, b"t")
             await engine.committer.commit_once()
