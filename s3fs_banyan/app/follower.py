@@ -48,8 +48,9 @@ from s3fs_banyan.meta.committed import Committed
 from s3fs_banyan.meta.extents import Extents
 from s3fs_banyan.meta.tree import Tree
 from s3fs_banyan.observe import Metrics, serve_metrics
+from s3fs_banyan.processors import go_first, open_processors
 from s3fs_banyan.remote.base import RemoteFileSystem
-from s3fs_banyan.runtime import RealRuntime
+from s3fs_banyan.runtime import RealRuntime, keep_objects
 from s3fs_banyan.vfs.filesystem import FileSystem
 
 log = logging.getLogger(__name__)
@@ -209,6 +210,7 @@ def _claim(local: LocalDirectory, volume: VolumeDescriptor) -> None:
 
 async def _run(request: MountRequest, follower: Follower, on_ready: Callable[[], None]) -> None:
     config = request.config.mount
+    go_first(config.nice)
     options = KernelOptions(
         allow_other=config.allow_other, read_only=True, read_ahead_bytes=config.read_ahead_bytes
     )
@@ -223,6 +225,7 @@ async def _run(request: MountRequest, follower: Follower, on_ready: Callable[[],
 
     def ready() -> None:
         mount.raise_read_ahead()
+        keep_objects()
         on_ready()
         log.info("mounted %s on %s, read-only", request.url, request.mountpoint)
 
@@ -230,7 +233,13 @@ async def _run(request: MountRequest, follower: Follower, on_ready: Callable[[],
         await nursery.start(serve_control, request.mountpoint, _commands(request, follower))
         nursery.start_soon(_watch_signals, request.mountpoint)
         nursery.start_soon(follower.run)
-        await serve(operations, mount, max_tasks=config.max_tasks, on_ready=ready)
+        processors = open_processors(config.awake_share)
+        if processors is not None:
+            follower.metrics.processors_awake_seconds.track(lambda: processors.awake_s)
+            nursery.start_soon(processors.run)
+        await serve(
+            operations, mount, max_tasks=config.max_tasks, on_ready=ready, processors=processors
+        )
         log.info("unmounted")
         nursery.cancel_scope.cancel()
 

@@ -67,4 +67,6 @@ class BasePacks:
         """Remove every base pack but these."""
         for name in self._disk.names(self._directory):
             if not name.isdecimal() or int(name) not in numbers:
+                file = self._disk.open(self._directory / name)
                 self._disk.unlink(self._directory / name)
+                file.free()

@@ -16,6 +16,7 @@ from s3fs_banyan.commit.context import Context
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.errors import DataError, LocalDiskFull, ObjectMissing, StoreError
+from s3fs_banyan.gentle_io import remove_gently
 from s3fs_banyan.meta.committed import Head
 from s3fs_banyan.runtime import register_failpoint
 
@@ -124,7 +125,7 @@ class Checkpointer:
                 log.warning("checkpoint %d waits for the store: %s", head.seq, error)
                 await trio.sleep(delay_s)
                 delay_s = min(delay_s * 2, 30.0)
-        copy.unlink(missing_ok=True)
+        await self._ctx.runtime.in_thread(remove_gently, copy)
         if head.seq not in self.kept:
             self.kept.append(head.seq)
         log.info("checkpoint of commit %d is in the store", head.seq)

@@ -27,6 +27,7 @@ from typing import Final, NamedTuple
 from s3fs_banyan.errors import Corrupt, UnsupportedVersion
 from s3fs_banyan.format.checksum import xxh3
 from s3fs_banyan.format.keys import PACK_PREFIX, parse_pack_key
+from s3fs_banyan.gentle_io import remove_gently
 from s3fs_banyan.meta.committed import Committed
 from s3fs_banyan.remote.multipart import UploadState
 
@@ -139,9 +140,13 @@ class Outbox:
         names = (path.name.removesuffix(_SUFFIX) for path in self._directory.glob("*" + _SUFFIX))
         return {key for name in names if (key := _key_of(name)) is not None}
 
+    def drop_pack(self, key: str) -> None:
+        """Remove a pack, if it lies here."""
+        remove_gently(self.pack_path(key))
+
     def forget(self, key: str) -> None:
         """Drop a pack and its record; the record last, or nothing would know of its upload."""
-        self.pack_path(key).unlink(missing_ok=True)
+        self.drop_pack(key)
         self._record_path(key).unlink(missing_ok=True)
 
     def tidy(self) -> None:

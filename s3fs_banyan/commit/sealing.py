@@ -270,7 +270,7 @@ class Sealing:
         else:
             self._cache.put_object(key, self._in_ram[key])
         self._buffers.give_back(self._in_ram.pop(key))
-        self._outbox.pack_path(key).unlink(missing_ok=True)
+        self._outbox.drop_pack(key)
 
     def _send_whole(self, record: PackRecord) -> None:
         """Send a pack from RAM, and put it into the cache meanwhile.
@@ -295,7 +295,7 @@ class Sealing:
                     self._lay_down(key)
                 except OSError as error:
                     log.warning("%s waits in memory, not in the outbox: %s", key, error)
-                    self._outbox.pack_path(key).unlink(missing_ok=True)
+                    self._outbox.drop_pack(key)
             raise
 
     def _note_sent(self, record: PackRecord) -> PackRecord:

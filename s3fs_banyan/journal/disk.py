@@ -16,7 +16,7 @@ from typing import Protocol
 
 from s3fs_banyan.errors import ExitCode, Refused
 from s3fs_banyan.format.checksum import Bytes
-from s3fs_banyan.gentle_io import write_zeros
+from s3fs_banyan.gentle_io import free_gently, write_zeros
 from s3fs_banyan.journal.kernel_sync import KernelSync
 from s3fs_banyan.runtime import Runtime
 
@@ -54,6 +54,10 @@ class DiskFile(Protocol):
         ...
 
     def size(self) -> int: ...
+
+    def free(self) -> None:
+        """Close a file that has no name any more; its blocks go back to the disk bit by bit."""
+        ...
 
     def close(self) -> None: ...
 
@@ -144,6 +148,12 @@ class RealFile:
 
     def size(self) -> int:
         return os.fstat(self._fd).st_size
+
+    def free(self) -> None:
+        try:
+            free_gently(self._fd)
+        finally:
+            os.close(self._fd)
 
     def close(self) -> None:
         os.close(self._fd)

@@ -50,6 +50,7 @@ class SpareSegments:
         self._observer = observer
         self._on_change = on_change
         self._files: deque[Spare] = deque()
+        self._nameless: deque[DiskFile] = deque()
         self._last_slot = 0
         self._needed = 0
         self._has_ended = False
@@ -92,9 +93,13 @@ class SpareSegments:
             self.remove(self._files.pop())
 
     def remove(self, spare: Spare) -> None:
-        """Remove a file; what a power cut brings back of it is judged by its header."""
+        """Remove a file; what a power cut brings back of it is judged by its header.
+
+        Its name goes at once, its blocks in a thread: that takes a disk a while.
+        """
         path, file = spare
-        file.close()
+        self._nameless.append(file)
+        self._wanted.set()
         self._disk.unlink(path)
 
     def make_now(self) -> None:
@@ -129,13 +134,22 @@ class SpareSegments:
         """Keep spare segments ready; ends only by cancellation, and for good."""
         try:
             while True:
+                await self._free_nameless()
                 is_well = await self._make_wanted()
                 self._wanted = trio.Event()
+                if is_well and self._nameless:
+                    continue
                 with trio.move_on_after(_LOOK_S if is_well else _AGAIN_S):
                     await self._wanted.wait()
         finally:
             self._has_ended = True
             self._notify()
+
+    async def _free_nameless(self) -> None:
+        await trio.lowlevel.checkpoint()
+        while self._nameless:
+            with trio.CancelScope(shield=True):
+                await self._runtime.in_thread(self._free, self._nameless.popleft())
 
     async def _make_wanted(self) -> bool:
         """Make what is missing; false if the disk is full or refuses."""
@@ -215,6 +229,12 @@ class SpareSegments:
         file.datasync()
 
     @staticmethod
+    def _free(file: DiskFile) -> None:
+        """Free a file's blocks; what cannot be freed now is when the file is closed; blocks."""
+        with contextlib.suppress(OSError):
+            file.free()
+
+    @staticmethod
     def _fill(file: DiskFile, begin: int, end: int) -> None:
         """Fill a part of a file and sync it; blocks."""
         file.fill(begin, end)
@@ -226,7 +246,8 @@ class SpareSegments:
         self._on_change()
 
     def close(self) -> None:
-        """Close the files; they stay."""
-        for _, file in self._files:
+        """Close the files; those with a name stay."""
+        for file in (*(file for _, file in self._files), *self._nameless):
             file.close()
         self._files.clear()
+        self._nameless.clear()

@@ -13,7 +13,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyfuse3
@@ -420,10 +420,16 @@ def _set_read_ahead(mount_point: Path, read_ahead_kib: int) -> None:
         setting.write_text(str(read_ahead_kib), encoding="ascii")
 
 
-def serve(mount_point: Path, data_path: Path, *, read_ahead_kib: int) -> None:
+def serve(
+    mount_point: Path,
+    data_path: Path,
+    *,
+    read_ahead_kib: int,
+    make_operations: Callable[[DataFile], FloorOperations] = FloorOperations,
+) -> None:
     """Mount, and serve in the foreground until unmounted, SIGTERM or SIGINT."""
     data_file = DataFile(data_path)
-    operations = FloorOperations(data_file)
+    operations = make_operations(data_file)
     # No max_read: libfuse wants the same figure from init(), where pyfuse3 cannot set it, and
     # answers every request with an error otherwise. The kernel's own limit is 1 MiB anyway.
     options = set(pyfuse3.default_options) | {"fsname=floorfs", "subtype=floorfs"}

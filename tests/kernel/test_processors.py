@@ -6,6 +6,8 @@ import os
 import struct
 import time
 import urllib.request
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from s3fs_banyan.processors import DEVICE, DRIVER, GUEST_DRIVER, MOST_PROCESSORS
@@ -29,32 +31,62 @@ def wait_until(latency_us: int) -> None:
         time.sleep(0.01)
 
 
+def has_use() -> bool:
+    """Tell whether a mount on this machine can keep processors awake."""
+    return (
+        DRIVER.exists()
+        and DRIVER.read_text().strip() == GUEST_DRIVER
+        and DEVICE.exists()
+        and (os.cpu_count() or 1) <= MOST_PROCESSORS
+    )
+
+
+def burst(calls: Iterable[Callable[[], object]]) -> set[int]:
+    """Make calls one after the other; returns every latency that was asked for between them."""
+    seen = set()
+    for call in calls:
+        call()
+        if has_use():
+            seen.add(wanted())
+    return seen
+
+
+def expect_awake(address: str, seen: set[int]) -> None:
+    """There was a burst, where it is of use, and it has ended."""
+    with urllib.request.urlopen(f"http://{address}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    (line,) = [one for one in lines if one.startswith("s3fs_banyan_processors_awake_seconds_total")]
+    assert (float(line.split()[1]) > 0) is has_use()
+    if has_use():
+        assert 0 in seen
+        wait_until(AT_EASE)
+
+
 def test_a_mount_keeps_processors_awake_in_a_burst_only(
     tmp_path: Path, make_mount: MakeMount
 ) -> None:
     """Where it cannot help it asks for nothing; killed, it leaves nothing behind."""
     address = f"127.0.0.1:{free_port()}"
     mount = make_mount(file_volume(tmp_path, {"metrics": {"address": address}})).start()
-    has_use = (
-        DRIVER.exists()
-        and DRIVER.read_text().strip() == GUEST_DRIVER
-        and DEVICE.exists()
-        and (os.cpu_count() or 1) <= MOST_PROCESSORS
-    )
-    seen = set()
-    for number in range(300):
-        (mount.path / str(number)).write_bytes(b"x" * 100)
-        if has_use:
-            seen.add(wanted())
-    with urllib.request.urlopen(f"http://{address}/metrics") as answer:
-        lines = answer.read().decode().splitlines()
-    (line,) = [one for one in lines if one.startswith("s3fs_banyan_processors_awake_seconds_total")]
-    assert (float(line.split()[1]) > 0) is has_use
-    if has_use:
-        assert 0 in seen
-        wait_until(AT_EASE)
-    for number in range(300):
-        (mount.path / str(number)).write_bytes(b"y" * 100)
+    files = [mount.path / str(number) for number in range(300)]
+    expect_awake(address, burst(partial(file.write_bytes, b"x" * 100) for file in files))
+    burst(partial(file.write_bytes, b"y" * 100) for file in files)
     mount.kill()
-    if has_use:
+    if has_use():
         wait_until(AT_EASE)
+
+
+def test_a_read_only_mount_does_as_well(tmp_path: Path, make_mount: MakeMount) -> None:
+    """Who looks into a volume beside its writer waits no longer than the writer's programs."""
+    volume = file_volume(tmp_path)
+    writer = make_mount(volume).start()
+    for number in range(300):
+        (writer.path / str(number)).write_bytes(b"x" * 100)
+    writer.umount()
+    address = f"127.0.0.1:{free_port()}"
+    mount = make_mount(volume, "reader", settings={"metrics": {"address": address}})
+    mount.start("--read-only")
+    files = [mount.path / str(number) for number in range(300)]
+    expect_awake(address, burst(file.read_bytes for file in files))
+    assert os.getpriority(os.PRIO_PROCESS, mount.process.pid) < 0
+    mount.umount()

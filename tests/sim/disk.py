@@ -276,5 +276,8 @@ class _SimFile:
     def size(self) -> int:
         return len(self._inode.data)
 
+    def free(self) -> None:
+        """Its room came back when its name went."""
+
     def close(self) -> None:
         """Nothing to release; closing syncs nothing."""

@@ -20,6 +20,7 @@ class MemoryFile:
         self.syncs = 0
         self.allocations = 0
         self.failures_left = 0
+        self.is_freed = False
 
     def pwritev(self, buffers: Sequence[Bytes], position: int) -> None:
         data = b"".join(bytes(buffer) for buffer in buffers)
@@ -47,6 +48,9 @@ class MemoryFile:
 
     def size(self) -> int:
         return len(self.data)
+
+    def free(self) -> None:
+        self.is_freed = True
 
     def close(self) -> None:
         """Keep everything: the disk owns the bytes."""

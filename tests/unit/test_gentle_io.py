@@ -16,6 +16,7 @@ from s3fs_banyan.gentle_io import (
     Writeback,
     read_gently,
     read_into,
+    remove_gently,
     write_all,
     write_gently,
     write_past_cache,
@@ -278,3 +279,30 @@ def test_a_full_disk_is_an_error_past_the_cache_too(
         pytest.raises(OSError, match="No space"),
     ):
         write_past_cache(file.fileno(), bytes(1 << 20))
+
+
+def test_a_file_is_removed_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name first: whoever dies in between leaves no shorter file behind."""
+    path = tmp_path / "pack"
+    path.write_bytes(bytes((3 << 20) + 5))
+    cuts: list[tuple[int, bool]] = []
+    truncate = os.ftruncate
+
+    def cut(descriptor: int, length: int) -> None:
+        cuts.append((length, path.exists()))
+        truncate(descriptor, length)
+
+    monkeypatch.setattr(os, "ftruncate", cut)
+    remove_gently(path)
+    assert cuts == [((2 << 20) + 5, False), ((1 << 20) + 5, False), (5, False), (0, False)]
+    remove_gently(path)  # it is gone: no error
+
+
+def test_a_file_with_another_name_is_left_whole(tmp_path: Path) -> None:
+    """A hard link to it may be somebody's."""
+    path, other = tmp_path / "pack", tmp_path / "other"
+    path.write_bytes(b"x" * 100)
+    other.hardlink_to(path)
+    remove_gently(path)
+    assert not path.exists()
+    assert other.read_bytes() == b"x" * 100

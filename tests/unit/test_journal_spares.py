@@ -85,6 +85,38 @@ async def test_segments_that_nobody_waits_for_are_filled(
     assert not any(file.allocations for file in bench.disk.files.values())
 
 
+@pytest.mark.parametrize("when", ["while it runs", "before it runs"])
+async def test_what_is_too_many_goes_in_the_background(
+    autojump_clock: trio.testing.MockClock, when: str
+) -> None:
+    """The names go at once, the blocks in a thread: nobody waits on the event loop for a disk."""
+    del autojump_clock
+    bench = Bench()
+    journal = bench.begin(spares=30)
+    spares = journal.spares
+    files = {path: file for path, file in bench.disk.files.items() if path != current_path(bench)}
+    async with trio.open_nursery() as nursery:
+        if when == "while it runs":
+            nursery.start_soon(spares.run)
+            await trio.sleep(1)
+        spares.trim()
+        gone = files.keys() - bench.disk.files.keys()
+        assert len(gone) == 30 - bench.settings.spares_max
+        assert not any(files[path].is_freed for path in gone)
+        if when == "before it runs":
+            nursery.start_soon(spares.run)
+        await trio.sleep(1)
+        assert {path for path, file in files.items() if file.is_freed} == gone
+        nursery.cancel_scope.cancel()
+
+
+def current_path(bench: Bench) -> Path:
+    """Return the segment that is written at present."""
+    segment = bench.journal._current
+    assert segment is not None
+    return segment.path
+
+
 async def test_a_spare_whose_name_nobody_synced_is_named_before_it_is_used() -> None:
     """Its maker died before it could; a power cut then took the file, and acknowledged calls."""
     bench = Bench()

@@ -254,6 +254,9 @@ class _File:
     def size(self) -> int:
         return self._file.size()
 
+    def free(self) -> None:
+        self._file.free()
+
     def close(self) -> None:
         self._file.close()
 
