@@ -120,18 +120,6 @@ class Processors:
             self.awake_s += passed_ns / 1e9
 
 
-def go_first(nice: int) -> None:
-    """Give this thread, and those it begins from now on, a place before others at the processors.
-
-    A call to a file system in the kernel runs at its caller's priority; here it would stand in
-    line with everybody who computes something. A process without CAP_SYS_NICE stays where it is.
-    """
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
-    except PermissionError as error:
-        log.info("calls wait in line with everybody who computes: niceness %d: %s", nice, error)
-
-
 def open_processors(
     share: float, *, device: Path = DEVICE, driver: Path = DRIVER
 ) -> Processors | None:

@@ -163,6 +163,9 @@ class _Server:
                 env=self._environment(),
                 start_new_session=True,
             )
+        autogroup = Path(f"/proc/{self._process.pid}/autogroup")
+        if self.nice and autogroup.exists():  # niceness counts within a session only: sched(7)
+            autogroup.write_text(str(self.nice), encoding="ascii")
 
     def _environment(self) -> dict[str, str]:
         return {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "WEED_"))}

@@ -59,11 +59,11 @@ from s3fs_banyan.fuse import FOREVER_S, Operations, serve
 from s3fs_banyan.journal.disk import DirectoryLock, RealDisk
 from s3fs_banyan.kernel import KernelMount, KernelOptions, check_mountpoint, unmount
 from s3fs_banyan.observe import Metrics, serve_metrics
-from s3fs_banyan.processors import go_first, open_processors
+from s3fs_banyan.processors import open_processors
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.layers import RetryLayer
 from s3fs_banyan.remote.pacing import share_of
-from s3fs_banyan.runtime import RealRuntime, end_process, keep_objects
+from s3fs_banyan.runtime import RealRuntime, end_process, keep_objects, set_niceness
 
 log = logging.getLogger(__name__)
 
@@ -259,7 +259,7 @@ async def _live(
     on_ready: Callable[[], None],
 ) -> None:
     """Open, become the writer, serve, drain. Raises `Fenced` only before anything was served."""
-    go_first(request.config.mount.nice)
+    set_niceness(request.config.mount.nice)
     worker = WorkerProcess(
         _worker_setup(request, ctx),
         on_restart=ctx.metrics.worker_restarts.add,

@@ -187,6 +187,7 @@ class WorkerProcess:
                 [sys.executable, "-m", "s3fs_banyan.commit.worker_main", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,  # niceness counts within a session only: sched(7)
             )
             theirs.close()
             ours.setblocking(False)  # the socket module's own signature

@@ -31,7 +31,7 @@ from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.pacing import hint_to
 from s3fs_banyan.remote.traffic import Traffic
 from s3fs_banyan.remote.transfers import PooledTransfers, Transfers
-from s3fs_banyan.runtime import keep_objects
+from s3fs_banyan.runtime import keep_objects, set_niceness
 
 _PR_SET_PDEATHSIG = 1
 _IOPRIO_CLASS_IDLE = 3
@@ -136,7 +136,7 @@ def _step_back(nice: int) -> None:
     The idle class of input and output (ioprio_set(2)) means something to the schedulers bfq and
     mq-deadline only. A kernel that refuses it costs latency and nothing else.
     """
-    os.setpriority(os.PRIO_PROCESS, 0, nice)
+    set_niceness(nice)
     number = _IOPRIO_SET.get(platform.machine())
     if number is None or ctypes.CDLL(None).syscall(number, 1, 0, _IOPRIO_CLASS_IDLE << 13):
         log.info("the disk does not know that this process can wait")

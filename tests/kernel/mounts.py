@@ -227,6 +227,7 @@ class Mount:
                 stdout=log,
                 stderr=log,
                 env=os.environ | self.volume.environment,
+                start_new_session=True,  # as a mount in the background has
             )
         if ready:
             self.wait_ready()

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from s3fs_banyan.processors import DEVICE, DRIVER, GUEST_DRIVER, MOST_PROCESSORS
+from tests.kernel.background import Background
 from tests.kernel.conftest import MakeMount
 from tests.kernel.mounts import file_volume
 from tests.servers import free_port
@@ -90,3 +91,23 @@ def test_a_read_only_mount_does_as_well(tmp_path: Path, make_mount: MakeMount) -
     expect_awake(address, burst(file.read_bytes for file in files))
     assert os.getpriority(os.PRIO_PROCESS, mount.process.pid) < 0
     mount.umount()
+
+
+def test_niceness_counts_beyond_the_session(tmp_path: Path) -> None:
+    """A kernel that schedules sessions as groups looks at the group's niceness first: sched(7)."""
+    background = Background(file_volume(tmp_path, {"mount": {"nice": -5}}))
+    try:
+        place = background.mount()
+        daemon = background.status(place)["writer"]["pid"]
+        (place / "file").write_bytes(b"bytes")
+        assert background.run("sync", str(place)).returncode == 0
+        children = Path(f"/proc/{daemon}/task/{daemon}/children").read_text(encoding="ascii")
+        (worker,) = map(int, children.split())
+        for pid, nice in ((daemon, -5), (worker, 10)):
+            assert os.getpriority(os.PRIO_PROCESS, pid) == nice
+            assert os.getsid(pid) == pid
+            autogroup = Path(f"/proc/{pid}/autogroup")
+            if autogroup.exists() and (group := autogroup.read_text(encoding="ascii")):
+                assert group.rstrip().endswith(f" nice {nice}")
+    finally:
+        background.close()
