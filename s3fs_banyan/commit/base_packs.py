@@ -68,5 +68,9 @@ class BasePacks:
         for name in self._disk.names(self._directory):
             if not name.isdecimal() or int(name) not in numbers:
                 file = self._disk.open(self._directory / name)
-                self._disk.unlink(self._directory / name)
+                try:
+                    self._disk.unlink(self._directory / name)
+                except OSError:
+                    file.close()
+                    raise
                 file.free()

@@ -98,9 +98,13 @@ class SpareSegments:
         Its name goes at once, its blocks in a thread: that takes a disk a while.
         """
         path, file = spare
+        try:
+            self._disk.unlink(path)
+        except OSError:
+            file.close()  # it has its name still, so its bytes stay as well
+            raise
         self._nameless.append(file)
         self._wanted.set()
-        self._disk.unlink(path)
 
     def make_now(self) -> None:
         """Make one in place; blocks. Raises `OSError` if the disk refuses."""

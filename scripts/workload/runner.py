@@ -35,8 +35,8 @@ from workload.shapes import (
 _JOIN_S = 120.0
 _SETUP_S = 600.0
 _BURST_S = 15.0
-_MEET_FACTOR = 12
 _BURST_SHARE = 0.34
+_MEET_FACTOR = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -182,3 +182,25 @@ async def test_a_rewrite_that_waits_for_room_leaves_the_processor_alone(
         await trio.sleep(60)
         nursery.cancel_scope.cancel()
     assert 30 <= looks <= 70
+
+
+async def test_a_segment_that_cannot_be_removed_keeps_its_bytes(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that has its name still may be read at the next start."""
+    del autojump_clock
+    bench = Bench()
+    spares = bench.begin(spares=1).spares
+    path, file = spares.take()
+
+    def refuse(_path: Path) -> None:
+        raise OSError("injected: the directory cannot be written")
+
+    monkeypatch.setattr(bench.disk, "unlink", refuse)
+    with pytest.raises(OSError, match="cannot be written"):
+        spares.remove((path, file))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(spares.run)
+        await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+    assert not bench.disk.files[path].is_freed
