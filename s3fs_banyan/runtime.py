@@ -27,7 +27,6 @@ Ts = TypeVarTuple("Ts")
 
 _HAND_OVER_S = 50e-6
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_AUTOGROUP = Path("/proc/self/autogroup")
 
 
 class Runtime(Protocol):
@@ -156,22 +155,6 @@ def keep_objects() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-
-
-def set_niceness(nice: int) -> None:
-    """Give this thread, and those it begins from now on, a place at the processors.
-
-    A call to a file system in the kernel runs at its caller's priority; a daemon that answers it
-    stands in line with everybody who computes something, unless it goes first. Where sessions are
-    scheduled as groups (sched(7), autogroup), niceness counts only within one: a session that this
-    process leads gets it as well. Without CAP_SYS_NICE it stays where it is; that is logged.
-    """
-    try:
-        os.setpriority(os.PRIO_PROCESS, 0, nice)
-        if os.getsid(0) == os.getpid() and _AUTOGROUP.exists():
-            _AUTOGROUP.write_text(str(nice), encoding="ascii")
-    except OSError as error:
-        log.info("niceness %d: %s", nice, error)
 
 
 def end_process(code: int) -> NoReturn:

@@ -50,7 +50,8 @@ from s3fs_banyan.meta.tree import Tree
 from s3fs_banyan.observe import Metrics, serve_metrics
 from s3fs_banyan.processors import open_processors
 from s3fs_banyan.remote.base import RemoteFileSystem
-from s3fs_banyan.runtime import RealRuntime, keep_objects, set_niceness
+from s3fs_banyan.runtime import RealRuntime, keep_objects
+from s3fs_banyan.scheduling import go_first
 from s3fs_banyan.vfs.filesystem import FileSystem
 
 log = logging.getLogger(__name__)
@@ -210,7 +211,7 @@ def _claim(local: LocalDirectory, volume: VolumeDescriptor) -> None:
 
 async def _run(request: MountRequest, follower: Follower, on_ready: Callable[[], None]) -> None:
     config = request.config.mount
-    set_niceness(config.nice)
+    go_first(config.nice)
     options = KernelOptions(
         allow_other=config.allow_other, read_only=True, read_ahead_bytes=config.read_ahead_bytes
     )

@@ -63,7 +63,8 @@ from s3fs_banyan.processors import open_processors
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.layers import RetryLayer
 from s3fs_banyan.remote.pacing import share_of
-from s3fs_banyan.runtime import RealRuntime, end_process, keep_objects, set_niceness
+from s3fs_banyan.runtime import RealRuntime, end_process, keep_objects
+from s3fs_banyan.scheduling import go_first
 
 log = logging.getLogger(__name__)
 
@@ -259,7 +260,7 @@ async def _live(
     on_ready: Callable[[], None],
 ) -> None:
     """Open, become the writer, serve, drain. Raises `Fenced` only before anything was served."""
-    set_niceness(request.config.mount.nice)
+    go_first(request.config.mount.nice)
     worker = WorkerProcess(
         _worker_setup(request, ctx),
         on_restart=ctx.metrics.worker_restarts.add,

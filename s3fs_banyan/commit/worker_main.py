@@ -10,7 +10,6 @@ import ctypes
 import json
 import logging
 import os
-import platform
 import signal
 import socket
 import sys
@@ -31,12 +30,10 @@ from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.pacing import hint_to
 from s3fs_banyan.remote.traffic import Traffic
 from s3fs_banyan.remote.transfers import PooledTransfers, Transfers
-from s3fs_banyan.runtime import keep_objects, set_niceness
+from s3fs_banyan.runtime import keep_objects
+from s3fs_banyan.scheduling import step_back
 
 _PR_SET_PDEATHSIG = 1
-_IOPRIO_CLASS_IDLE = 3
-_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
-"""Number of the system call, which the C library has no name for."""
 _PACKS_AT_ONCE = 4
 """As many as the committer has under way; what they send shares the bound on transfers."""
 
@@ -130,18 +127,6 @@ def _plain(value: object) -> dict[str, object] | None:
     return {name: getattr(value, name) for name in value.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
-def _step_back(nice: int) -> None:
-    """Let the daemon go first: at the processors, and where the disk is waited for.
-
-    The idle class of input and output (ioprio_set(2)) means something to the schedulers bfq and
-    mq-deadline only. A kernel that refuses it costs latency and nothing else.
-    """
-    set_niceness(nice)
-    number = _IOPRIO_SET.get(platform.machine())
-    if number is None or ctypes.CDLL(None).syscall(number, 1, 0, _IOPRIO_CLASS_IDLE << 13):
-        log.info("the disk does not know that this process can wait")
-
-
 def main() -> None:
     """Serve one daemon until its end of the socket closes."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -150,7 +135,7 @@ def main() -> None:
     reader = sock.makefile("rb")
     setup = json.loads(reader.readline())
     setup_logging(setup["log_level"], setup["log_format"], sys.stderr)
-    _step_back(int(setup["nice"]))
+    step_back(int(setup["nice"]))
     metrics = Metrics(process="worker")
     store = open_store(
         setup["url"],

@@ -7,7 +7,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -104,17 +104,28 @@ def during(probe: FsyncProbe, windows: Sequence[tuple[float, float]]) -> list[fl
 
 def objects(server: SeaweedServer, mount: Mount) -> dict[str, tuple[int, int]]:
     """Return (count, bytes) of the volume's objects by the first part of their key."""
-    bucket, _, prefix = mount.volume.url.removeprefix("s3://").partition("/")
     found: dict[str, tuple[int, int]] = {}
+    for kind, size in _keys(server, mount.volume.url):
+        count, total = found.get(kind, (0, 0))
+        found[kind] = (count + 1, total + size)
+    return found
+
+
+def _keys(server: SeaweedServer, url: str) -> Iterator[tuple[str, int]]:
+    """Yield (first part of the key, bytes) of each object of a volume."""
+    if url.startswith("file://"):
+        root = Path(url.removeprefix("file://"))
+        for path in root.rglob("*"):
+            if path.is_file():
+                yield path.relative_to(root).parts[0], path.stat().st_size
+        return
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
     client = server.client()
     try:
         for page in client.get_paginator("list_objects_v2").paginate(
             Bucket=bucket, Prefix=f"{prefix}/"
         ):
             for item in page.get("Contents", []):
-                kind = item["Key"].removeprefix(f"{prefix}/").split("/")[0]
-                count, size = found.get(kind, (0, 0))
-                found[kind] = (count + 1, size + item["Size"])
+                yield item["Key"].removeprefix(f"{prefix}/").split("/")[0], item["Size"]
     finally:
         client.close()
-    return found

@@ -30,7 +30,8 @@ def main() -> int:
     chosen = options(__doc__ or "", duration=600.0, seed=1)
     report_path = chosen.out.with_suffix(".load.json")
     load_options = ("--duration", str(chosen.duration), "--json", str(report_path))
-    title = f"Full mix for {chosen.duration:.0f} s at default settings on SeaweedFS"
+    place = "in a directory" if chosen.store_directory else "on SeaweedFS"
+    title = f"Full mix for {chosen.duration:.0f} s at default settings {place}"
     with session(title, chosen, *load_options, "--seed", str(chosen.seed)) as running:
         samples = _run(running, chosen)
         _judge(running, samples, json.loads(report_path.read_text(encoding="utf-8")), chosen)

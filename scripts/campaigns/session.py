@@ -21,7 +21,7 @@ from typing import cast
 
 from tests.chaos.client import ChaosProxy
 from tests.kernel.load import Load
-from tests.kernel.mounts import Mount, Settings, s3_volume
+from tests.kernel.mounts import Mount, Settings, file_volume, s3_volume
 from tests.servers import SeaweedServer, free_port
 
 
@@ -125,6 +125,12 @@ def options(description: str, **defaults: float | str) -> argparse.Namespace:
         "--server-directory", type=Path, help="the server's data, for a store on another disk"
     )
     parser.add_argument(
+        "--store-directory",
+        type=Path,
+        help="keep the volume in a directory there and start no server, for a store that takes"
+        " nothing of this machine's processors (no campaign that stops its server)",
+    )
+    parser.add_argument(
         "--server-nice",
         type=int,
         default=0,
@@ -158,30 +164,16 @@ def session(
     results = Results(title=title, out=chosen.out)
     try:
         with ExitStack() as stack:
-            place_of_server = directory / "server"
-            if chosen.server_directory is not None:
-                results.facts["the server's data"] = "not on the disk of the mount"
-                place_of_server = Path(
-                    stack.enter_context(
-                        tempfile.TemporaryDirectory(
-                            prefix="campaign-",
-                            dir=chosen.server_directory,
-                            ignore_cleanup_errors=True,
-                        )
-                    )
-                )
-            server = SeaweedServer(place_of_server)
-            if chosen.server_nice:
-                server.nice = chosen.server_nice
-                results.facts["niceness of the server"] = server.nice
-            with _processor_of_server(chosen.server_processor, results):
-                stack.enter_context(server)
+            server = _server(stack, chosen, directory, results)
             line = stack.enter_context(proxy(server)) if proxy else None
-            url = line.endpoint_url if line else ""
-            volume = s3_volume(server, directory, small=False, endpoint_url=url)
+            if chosen.store_directory is None:
+                url = line.endpoint_url if line else ""
+                volume = s3_volume(server, directory, small=False, endpoint_url=url)
+            else:
+                volume = file_volume(_temporary(stack, chosen.store_directory), small=False)
             volume.settings |= settings or {}
-            place = cast("dict[str, object]", volume.settings["storage"]["remote"])
-            place |= remote or {}
+            if remote:
+                cast("dict[str, object]", volume.settings["storage"]["remote"]).update(remote)
             volume.settings["metrics"] = {"address": f"127.0.0.1:{free_port()}"}
             with Mount(volume) as mount:
                 mount.start()
@@ -199,6 +191,34 @@ def session(
                     shutil.copy(mount.log, results.out.with_suffix(".daemon.log"))
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def _temporary(stack: ExitStack, parent: Path) -> Path:
+    """Return a new directory under `parent`, removed at the end."""
+    directory = tempfile.TemporaryDirectory(
+        prefix="campaign-", dir=parent, ignore_cleanup_errors=True
+    )
+    return Path(stack.enter_context(directory))
+
+
+def _server(
+    stack: ExitStack, chosen: argparse.Namespace, directory: Path, results: Results
+) -> SeaweedServer:
+    """Return the server as it was asked for: running, unless the volume is in a directory."""
+    if chosen.store_directory is not None:
+        results.facts["the store"] = "a directory; no server on this machine"
+        return SeaweedServer(directory / "server")
+    place = directory / "server"
+    if chosen.server_directory is not None:
+        results.facts["the server's data"] = "not on the disk of the mount"
+        place = _temporary(stack, chosen.server_directory)
+    server = SeaweedServer(place)
+    if chosen.server_nice:
+        server.nice = chosen.server_nice
+        results.facts["niceness of the server"] = server.nice
+    with _processor_of_server(chosen.server_processor, results):
+        stack.enter_context(server)
+    return server
 
 
 @contextmanager

@@ -112,11 +112,11 @@ _BUCKETS: dict[str, str] = {}
 PROGRAM = [sys.executable, "-m", "s3fs_banyan.cli.main"]
 
 
-def file_volume(directory: Path, settings: Settings | None = None) -> Volume:
+def file_volume(directory: Path, settings: Settings | None = None, *, small: bool = True) -> Volume:
     """Make a volume in a directory."""
     directory.mkdir(parents=True, exist_ok=True)
     url = f"file://{directory / 'store'}"
-    return Volume(url=url, directory=directory, settings=settings or {}).mkfs()
+    return Volume(url=url, directory=directory, settings=settings or {}, small=small).mkfs()
 
 
 def server_volume(

@@ -15,6 +15,7 @@ from tests.kernel.background import Background
 from tests.kernel.conftest import MakeMount
 from tests.kernel.mounts import file_volume
 from tests.servers import free_port
+from tests.turns import ARE_HEARD, turn_ns
 
 AT_EASE = 2_000_000_000
 
@@ -93,7 +94,7 @@ def test_a_read_only_mount_does_as_well(tmp_path: Path, make_mount: MakeMount) -
     mount.umount()
 
 
-def test_niceness_counts_beyond_the_session(tmp_path: Path) -> None:
+def test_the_daemon_goes_first_and_its_worker_last(tmp_path: Path) -> None:
     """A kernel that schedules sessions as groups looks at the group's niceness first: sched(7)."""
     background = Background(file_volume(tmp_path, {"mount": {"nice": -5}}))
     try:
@@ -103,8 +104,10 @@ def test_niceness_counts_beyond_the_session(tmp_path: Path) -> None:
         assert background.run("sync", str(place)).returncode == 0
         children = Path(f"/proc/{daemon}/task/{daemon}/children").read_text(encoding="ascii")
         (worker,) = map(int, children.split())
-        for pid, nice in ((daemon, -5), (worker, 10)):
+        short_ns = 100_000 if ARE_HEARD else turn_ns(0)
+        for pid, nice, turn in ((daemon, -5, short_ns), (worker, 10, turn_ns(0))):
             assert os.getpriority(os.PRIO_PROCESS, pid) == nice
+            assert turn_ns(pid) == turn
             assert os.getsid(pid) == pid
             autogroup = Path(f"/proc/{pid}/autogroup")
             if autogroup.exists() and (group := autogroup.read_text(encoding="ascii")):
