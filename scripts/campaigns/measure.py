@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from s3fs_banyan.remote.local import LocalStore
 from tests.kernel.mounts import Mount
 from tests.servers import SeaweedServer
 
@@ -114,10 +115,8 @@ def objects(server: SeaweedServer, mount: Mount) -> dict[str, tuple[int, int]]:
 def _keys(server: SeaweedServer, url: str) -> Iterator[tuple[str, int]]:
     """Yield (first part of the key, bytes) of each object of a volume."""
     if url.startswith("file://"):
-        root = Path(url.removeprefix("file://"))
-        for path in root.rglob("*"):
-            if path.is_file():
-                yield path.relative_to(root).parts[0], path.stat().st_size
+        for found in LocalStore(Path(url.removeprefix("file://"))).list():
+            yield found.path.split("/")[0], found.size
         return
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     client = server.client()

@@ -171,6 +171,7 @@ def session(
                 volume = s3_volume(server, directory, small=False, endpoint_url=url)
             else:
                 volume = file_volume(_temporary(stack, chosen.store_directory), small=False)
+                volume.directory = directory  # its store alone is to be elsewhere
             volume.settings |= settings or {}
             if remote:
                 cast("dict[str, object]", volume.settings["storage"]["remote"]).update(remote)
