@@ -28,6 +28,7 @@ class PackBuffer(Summed):
         Without sums it is not to be sent: they would cost more than all else that is done to it.
         """
         self._end = 0
+        self.abandoned = False
         self._summed = summed
         self.md5 = self.sha256 = b""  # not those of the pack before
         self._md5 = hashlib.md5(usedforsecurity=False)
@@ -75,5 +76,7 @@ class PackBuffers:
 
     def give_back(self, buffer: PackBuffer) -> None:
         """Keep a buffer for the next pack."""
+        if buffer.abandoned:
+            return  # a request that was given up may still send from it
         with self._lock:
             self._free.append(buffer)

@@ -45,7 +45,9 @@ class Summed(bytearray):
     bytes that rot in memory before they are sent are noticed by the store, or by its answer.
     """
 
-    __slots__ = ("md5", "sha256")
+    __slots__ = ("abandoned", "md5", "sha256")
+    abandoned: bool
+    """Whether a request that was given up may still be sending from it."""
     md5: bytes
     sha256: bytes
     """Empty if it is not known: then who needs it computes it."""

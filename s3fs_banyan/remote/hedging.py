@@ -21,7 +21,7 @@ from typing import Final, Protocol, TypeVar
 
 from s3fs_banyan.errors import Throttled, Unavailable
 from s3fs_banyan.gentle_io import Bytes
-from s3fs_banyan.remote.base import FileMeta, RemoteFileSystem
+from s3fs_banyan.remote.base import FileMeta, RemoteFileSystem, Summed
 from s3fs_banyan.remote.latency import LatencyBook
 from s3fs_banyan.remote.layers import _Layer
 from s3fs_banyan.runtime import monotonic_s, start_spare_thread
@@ -123,7 +123,14 @@ class HedgeLayer(_Layer):
             return self._inner.write(path, data, if_absent=if_absent, storage_class=storage_class)
 
         size = data.nbytes if isinstance(data, memoryview) else len(data)
-        return call() if if_absent else self._raced("write", path, call, size)
+        if if_absent:
+            return call()
+        try:
+            return self._raced("write", path, call, size)
+        except Unavailable:
+            if isinstance(data, Summed):
+                data.abandoned = True
+            raise
 
     def upload_part(self, path: str, upload_id: str, number: int, data: bytes | bytearray) -> str:
         def call() -> str:
@@ -205,5 +212,11 @@ class HedgeLayer(_Layer):
                     self._book.answered(verb, size, self._clock() - begin_s)
             attempts.put(number, result, failure)
 
-        start_spare_thread(run)
+        try:
+            start_spare_thread(run)
+        except RuntimeError:  # no thread can be started just now
+            with self._lock:
+                self._threads -= 1
+            attempts.running -= 1
+            return False
         return True

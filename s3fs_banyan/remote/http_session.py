@@ -67,7 +67,7 @@ class WholeBodySession(requests.Session):
             if self.check_answer is not None:
                 self.check_answer(request, response)
             body = self._body(response, request, what)
-        _check_range(request, response, what)
+        _check_range(request, response, len(body), what)
         # What reads the answer next finds a body of its own, with nothing left to go wrong.
         response.raw = HTTPResponse(
             body=io.BytesIO(body),
@@ -92,7 +92,7 @@ class WholeBodySession(requests.Session):
         deadline_s += int(length) / _READ_RATE_MIN if length.isdecimal() else 0.0
         pieces = []
         try:
-            while piece := response.raw.read(_READ_PIECE_BYTES, decode_content=False):
+            while piece := response.raw.read1(_READ_PIECE_BYTES, decode_content=False):
                 pieces.append(piece)
                 if monotonic_s() > deadline_s:
                     raise Unavailable(f"{what}: the body came too slowly")
@@ -101,7 +101,9 @@ class WholeBodySession(requests.Session):
         return b"".join(pieces)
 
 
-def _check_range(request: requests.PreparedRequest, response: requests.Response, what: str) -> None:
+def _check_range(
+    request: requests.PreparedRequest, response: requests.Response, length: int, what: str
+) -> None:
     """Raise `Unavailable` if bytes of another range came than were asked for."""
     asked = request.headers.get("x-ms-range") or request.headers.get("range")
     if not asked or response.status_code not in {200, 206}:
@@ -112,8 +114,7 @@ def _check_range(request: requests.PreparedRequest, response: requests.Response,
         raise Unavailable(f"{what}: {_text(asked)} was asked for, and no range came")
     size = int(came[3])
     end = min(size, int(wanted[2]) + 1) if wanted[2] else size
-    length = response.headers.get("content-length", str(end - int(wanted[1])))
-    if (int(came[1]), int(came[2]) + 1, int(length)) != (int(wanted[1]), end, end - int(wanted[1])):
+    if (int(came[1]), int(came[2]) + 1, length) != (int(wanted[1]), end, end - int(wanted[1])):
         raise Unavailable(f"{what}: {_text(asked)} was asked for, {came[0]} came")
 
 

@@ -50,12 +50,15 @@ def fill_from_line(
     if raw is None:
         return None
     line: HTTPResponse = raw._fp  # noqa: SLF001  # looked at by `_raw_of`
-    view = memory_for(length)
+    try:
+        view = memory_for(length)
+    except (MemoryError, OverflowError, ValueError, OSError) as error:
+        return Filled(memoryview(b""), f"no memory for {length} bytes: {error}")
     count, why = 0, ""
     while count < length and not why:
         got = 0
         try:
-            got = line.readinto(view[count : count + _PIECE_BYTES])
+            got = _read_some(line, view[count : count + _PIECE_BYTES])
         except (OSError, HTTPException) as error:
             why = str(error) or type(error).__name__
         count += got
@@ -68,6 +71,20 @@ def fill_from_line(
     if line.isclosed():  # nothing is left on the line, not even the end of a chunked body
         raw.release_conn()
     return Filled(view, "")
+
+
+def _read_some(line: HTTPResponse, view: memoryview) -> int:
+    """Read what one look at the line gives: a whole piece may trickle in for hours.
+
+    The time-out of a socket is for one look; whoever waits for more at once waits for many.
+    """
+    if line.chunked or line.length is None or line.fp is None:
+        return line.readinto(view)
+    got: int = line.fp.readinto1(view[: line.length])
+    line.length -= got
+    if not line.length:
+        line.read(0)  # the end is noticed there
+    return got
 
 
 def _raw_of(body: Any) -> Any:  # noqa: ANN401  # of the library under the SDK

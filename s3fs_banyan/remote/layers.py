@@ -221,10 +221,16 @@ class RetryLayer(_Layer):
         end_s = self._end_s()
         attempt = 0
         kept = ("", 0)
+        whole, corrupt = call, 0
         while True:
             try:
                 result = call()
             except StoreError as error:
+                if type(error) is not Unavailable and self._is_away:
+                    self._is_away = False  # whatever it says: it answers
+                    end_s = self._end_s()
+                if isinstance(error, TransferCorrupt):
+                    attempt, corrupt = corrupt, corrupt + 1
                 if not self._wait(verb, attempt, end_s, error):
                     raise
                 if isinstance(error, BrokenBody):
@@ -232,6 +238,8 @@ class RetryLayer(_Layer):
                     if error.etag != kept[0] or len(error.received) > kept[1]:
                         attempt = -1  # there was progress: the back-off starts anew
                     kept = (error.etag, len(error.received))
+                elif isinstance(error, TransferCorrupt):
+                    call, kept = whole, ("", 0)  # what was kept may be what is wrong
             else:
                 self._is_away = False
                 return result
@@ -279,7 +287,7 @@ class RetryLayer(_Layer):
             # The jitter goes on top: all who were told the same must not come back together.
             delay_s += error.retry_after_s
         if self._clock() + delay_s >= end_s:
-            self._is_away = isinstance(error, Unavailable)
+            self._is_away = type(error) is Unavailable
             return False
         if self._observer is not None:
             self._observer.retried(REASONS[type(error)])

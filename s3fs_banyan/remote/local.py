@@ -153,7 +153,9 @@ class LocalStore:
         try:
             os.link(temporary, target)
         except FileExistsError:
-            raise AlreadyExists(f"{self.url}: {path} exists") from None
+            # NFS may have carried it out and lost the answer (link(2)).
+            if temporary.stat().st_nlink < 2:
+                raise AlreadyExists(f"{self.url}: {path} exists") from None
         except OSError as error:
             if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}:
                 raise

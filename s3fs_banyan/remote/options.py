@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -84,8 +84,19 @@ class StoreOptions:
     """Bytes a second, 0 for no cap."""
     download_rate_bytes: int = 0
 
+    @property
+    def secrets(self) -> dict[str, str]:
+        """Name -> value of what must never be shown, of those that are given."""
+        hidden = [one.name for one in fields(self) if not one.repr]
+        return {name: value for name in hidden if (value := getattr(self, name))}
+
     def __post_init__(self) -> None:
-        """Raise `ConfigError` for values that cannot work together."""
+        """Raise `ConfigError` for values that cannot work together, or cannot be sent."""
+        for name, value in self.secrets.items():
+            if not value.isprintable():
+                raise ConfigError(
+                    f"store: {name} has a line end or another control character in it: take it out"
+                )
         if bool(self.access_key) != bool(self.secret_key):
             raise ConfigError("store: give access_key and secret_key, or neither of them")
         if self.session_token and not self.access_key:

@@ -27,6 +27,7 @@ from s3fs_banyan.errors import (
     Misconfigured,
     ObjectMissing,
     StoreError,
+    Throttled,
     TransferCorrupt,
     Unavailable,
 )
@@ -44,7 +45,7 @@ from s3fs_banyan.remote.s3_answers import (
     field_of,
     status_of,
 )
-from s3fs_banyan.remote.s3_client import BODY_KIND, from_sdk, make_client
+from s3fs_banyan.remote.s3_client import BODY_KIND, from_sdk, make_client, quotes
 from s3fs_banyan.remote.s3_errors import error_of
 from s3fs_banyan.remote.s3_integrity import How, Integrity, Sums, Upload, VerificationObserver
 
@@ -103,11 +104,16 @@ class S3Store:
         if start_after:
             asked["StartAfter"] = self._key_prefix + start_after
         last = start_after
+        tokens: set[str] = set()
         while True:
             with self._translated(f"list {prefix}*"):
                 page = self._client.list_objects_v2(**asked)
             field_of(page, "Name", f"{self.url}: list {prefix}*")
             for found in page.get("Contents", []):
+                if not found["Key"].startswith(asked["Prefix"]):
+                    raise Misconfigured(
+                        f"{self.url}: the store lists {found['Key']}, which was not asked for"
+                    )
                 path = found["Key"].removeprefix(self._key_prefix)
                 if not is_path(path):
                     continue  # not ours: a directory marker of another tool
@@ -119,15 +125,16 @@ class S3Store:
                 yield FileMeta(
                     path=path,
                     size=found["Size"],
-                    etag=found["ETag"].strip('"'),
+                    etag=etag_of(found, f"{self.url}: list {prefix}*"),
                     modified_ns=unix_ns(found["LastModified"]),
                     storage_class=found.get("StorageClass") or "STANDARD",
                 )
-            token = page.get("NextContinuationToken") if page.get("IsTruncated") else None
-            if token is None:
+            if not page.get("IsTruncated"):
                 return
-            if token == asked.get("ContinuationToken"):
+            token = field_of(page, "NextContinuationToken", f"{self.url}: list {prefix}*")
+            if token in tokens:
                 raise Unavailable(f"{self.url}: list {prefix}*: the same page came again")
+            tokens.add(token)
             asked["ContinuationToken"] = token
 
     def read(self, path: str, *, offset: int = 0, length: int | None = None) -> Bytes:
@@ -181,10 +188,14 @@ class S3Store:
             asked["StorageClass"] = storage_class
         with self._translated(f"write {path}"):
             answer = self._client.put_object(**asked)
-        etag = self._proven(path, asked, answer, sums)
-        modified_ns = answered_ns(answer)
-        if modified_ns is None:
-            return self.stat(path)
+        try:
+            etag = self._proven(path, asked, answer, sums)
+            modified_ns = answered_ns(answer)
+            if modified_ns is None:
+                return self.stat(path)
+        except Throttled as error:
+            # The object is there: after a refusal without effect a create would be repeated.
+            raise Unavailable(f"{error}: it was written, and cannot be looked at") from error
         return FileMeta(
             path=path,
             size=len(sent),
@@ -261,11 +272,11 @@ class S3Store:
         if number < 1:
             raise ValueError(f"part number {number}: parts are counted from 1")
         upload = self._upload(upload_id)
-        checksums = upload.checksums
+        checksums, guessed = upload.checksums, upload.guessed
         try:
             answer, sums = self._send_part(path, upload_id, number, data, checksums)
         except Misconfigured:
-            if not upload.guessed:
+            if not guessed:
                 raise
             # All parts of an upload have a check sum, or none; not every store tells which.
             checksums = not checksums
@@ -330,7 +341,10 @@ class S3Store:
                 yield part
             if not page.get("IsTruncated"):
                 return
-            asked["PartNumberMarker"] = page["NextPartNumberMarker"]
+            marker = field_of(page, "NextPartNumberMarker", f"{self.url}: list parts of {path}")
+            if int(marker) <= int(asked.get("PartNumberMarker", 0)):
+                raise Unavailable(f"{self.url}: list parts of {path}: the same page came again")
+            asked["PartNumberMarker"] = marker
 
     def complete_upload(self, path: str, upload_id: str, etags: Mapping[int, str]) -> FileMeta:
         if not etags:
@@ -370,6 +384,7 @@ class S3Store:
 
     def list_uploads(self, prefix: str = "") -> Iterator[tuple[str, str, int]]:
         asked: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._key_prefix + prefix}
+        markers: set[tuple[str, str]] = set()
         while True:
             with self._translated(f"list uploads of {prefix}*"):
                 page = self._client.list_multipart_uploads(**asked)
@@ -380,8 +395,12 @@ class S3Store:
                     yield path, upload["UploadId"], unix_ns(upload["Initiated"])
             if not page.get("IsTruncated"):
                 return
-            asked["KeyMarker"] = page["NextKeyMarker"]
-            asked["UploadIdMarker"] = page["NextUploadIdMarker"]
+            what = f"{self.url}: list uploads of {prefix}*"
+            marker = field_of(page, "NextKeyMarker", what), page.get("NextUploadIdMarker", "")
+            if marker in markers:
+                raise Unavailable(f"{what}: the same page came again")
+            markers.add(marker)
+            asked["KeyMarker"], asked["UploadIdMarker"] = marker
 
     # --- inside --------------------------------------------------------------------------
 
@@ -492,7 +511,7 @@ class S3Store:
         except sdk.ClientError as error:
             raise self._from_answer(error, what) from error
         except (sdk.BotoCoreError, ResponseParserError, HTTPError, OSError) as error:
-            raise from_sdk(error, f"{self.url}: {what}") from error
+            raise from_sdk(error, f"{self.url}: {what}") from (None if quotes(error) else error)
 
     def _from_answer(self, error: sdk.ClientError, what: str) -> StoreError:
         code, status = code_of(error.response), status_of(error.response)

@@ -7,7 +7,7 @@ always gives it was said by some stranger, a proxy's login page for one, and is 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -42,19 +42,37 @@ class Torn:
         """Where what is missing begins."""
         return self.offset + len(self.received)
 
+    @property
+    def enough(self) -> int | None:
+        """More bytes than these no answer needs to have, not even one that ignores the range."""
+        return None if self.length is None else self.offset + self.length
+
     def after(self, answer: Mapping[str, Any], pieces: Sequence[bytes], why: str) -> Unavailable:
         """Return the error for a body that broke after `pieces`: what came is kept in it."""
         match = _CONTENT_RANGE.fullmatch(answer.get("ContentRange") or "")
         if self.begin != (int(match[1]) if match else 0) or not (pieces or self.received):
             return Unavailable(why)
+        received = b"".join((self.received, *pieces))
+        if self.length is not None and len(received) >= self.length:
+            return Unavailable(why)  # the range was ignored: nothing is missing, and too much came
         return BrokenBody(
             why,
             path=self.path,
             offset=self.offset,
             length=self.length,
-            received=b"".join((self.received, *pieces)),
+            received=received,
             etag=self.etag,
         )
+
+
+def _pieces(body: Any) -> Iterator[bytes]:  # noqa: ANN401  # the SDK's
+    """Give what each look at the line gives.
+
+    A whole piece may trickle in for hours: the time-out of a socket is for one look.
+    """
+    look = getattr(body._raw_stream, "read1", body.read)  # noqa: SLF001
+    while piece := look(_READ_PIECE_BYTES):
+        yield piece
 
 
 def body_of(
@@ -85,8 +103,12 @@ def body_of(
                 raise torn.after(answer, pieces, f"{what}: {filled.why}")
             if filled is not None:
                 return filled.data
-            while piece := body.read(_READ_PIECE_BYTES):
+            count = 0
+            for piece in _pieces(body):
                 pieces.append(piece)
+                count += len(piece)
+                if chunked and torn.enough is not None and count > torn.enough + _READ_PIECE_BYTES:
+                    raise Unavailable(f"{what}: far more came than was asked for")
                 if monotonic_s() > deadline_s:
                     raise torn.after(answer, pieces, f"{what}: the body came too slowly")
     except kind.breaks as error:
@@ -102,6 +124,8 @@ def cut_range(
 ) -> Bytes:
     """Return what was asked for; a server may ignore a range (RFC 9110, 14.2) and send all."""
     content_range = answer.get("ContentRange")
+    if not content_range and status_of(answer) == 206:
+        raise Unavailable(f"read {path}: a part came, and it is not said which")
     if not content_range:
         return body[offset:] if length is None else body[offset : offset + length]
     match = _CONTENT_RANGE.fullmatch(content_range)

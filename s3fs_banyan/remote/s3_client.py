@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import boto3
@@ -21,13 +22,25 @@ from s3fs_banyan.remote.base import Summed
 from s3fs_banyan.remote.http_body import in_pieces
 from s3fs_banyan.remote.large_body import BodyKind
 from s3fs_banyan.remote.options import StoreOptions
+from s3fs_banyan.runtime import monotonic_s
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _EXPECT_ABOVE_BYTES: Final = 64 * 1024
+_ERRORS_FROM: Final = 300
+_ANSWER_PIECE_BYTES: Final = 64 * 1024
+_ANSWER_BYTES_MAX: Final = 16 << 20
+_ANSWER_RATE_MIN: Final = 16 * 1024
+"""Bytes a second."""
 
 BODY_KIND: Final = BodyKind(StreamingBody, (sdk.BotoCoreError, HTTPError, OSError))
+
+
+def quotes(error: Exception) -> bool:
+    """Tell whether the SDK quotes a header that it could not send, which may be a secret."""
+    cause = getattr(error, "kwargs", {}).get("error")
+    return isinstance(error, sdk.HTTPClientError) and isinstance(cause, ValueError)
 
 
 def from_sdk(error: Exception, what: str) -> StoreError:
@@ -45,6 +58,10 @@ def from_sdk(error: Exception, what: str) -> StoreError:
         return Misconfigured(
             f"{what}: the server's certificate is not trusted ({error}): set ca_bundle to the "
             "certificate of its authority"
+        )
+    if quotes(error):
+        return Misconfigured(
+            f"{what}: a header cannot be sent: look for line ends in the keys and the token"
         )
     if isinstance(error, _TRANSPORT):
         return Unavailable(f"{what}: {error}")
@@ -90,6 +107,56 @@ class _KnownSums(S3SigV4Auth):
 AUTH_TYPE_MAPS["s3v4"] = _KnownSums
 
 
+class _BoundedAnswers:
+    """The SDK's sending of requests, with a bound on answers that it reads to their end.
+
+    Lists and errors are read into memory whatever their size, for as long as a byte comes within
+    each time-out. A page of a list has 1,000 keys of 1,024 bytes at most. Bodies of objects are
+    read in `s3_answers.py`, which has a deadline of its own.
+    """
+
+    def __init__(self, session: Any, timeout_s: float) -> None:  # noqa: ANN401  # the SDK's
+        self._session = session
+        self._timeout_s = timeout_s
+
+    def send(self, request: AWSPreparedRequest) -> Any:  # noqa: ANN401  # the SDK's answer
+        """Send, and read the answer unless its caller does; raises the SDK's errors."""
+        streams = request.stream_output
+        request.stream_output = True
+        answer = self._session.send(request)
+        if not streams or answer.status_code >= _ERRORS_FROM:
+            answer._content = self._read(answer, request)  # noqa: SLF001
+        return answer
+
+    def _read(self, answer: Any, request: AWSPreparedRequest) -> bytes:  # noqa: ANN401
+        pieces: list[bytes] = []
+        count = 0
+        end_s = monotonic_s() + self._timeout_s
+        try:
+            while piece := answer.raw.read1(_ANSWER_PIECE_BYTES):
+                pieces.append(piece)
+                count += len(piece)
+                if count > _ANSWER_BYTES_MAX:
+                    raise _unreadable(answer, f"it is longer than {_ANSWER_BYTES_MAX >> 20} MiB")
+                if monotonic_s() > end_s + count / _ANSWER_RATE_MIN:
+                    raise _unreadable(answer, "it came too slowly")
+        except (HTTPError, HTTPException, OSError) as error:
+            raise _unreadable(answer, str(error)) from error
+        length = answer.headers.get("content-length", "")
+        if length.isdecimal() and int(length) != count and request.method != "HEAD":
+            raise _unreadable(answer, f"{count} bytes came of {length}")
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._session.close()
+
+
+def _unreadable(answer: Any, why: str) -> sdk.ResponseStreamingError:  # noqa: ANN401
+    answer.raw.close()
+    return sdk.ResponseStreamingError(error=why)
+
+
 def make_client(options: StoreOptions) -> S3Client:
     """Return the client of a store; raises `ValueError` for an end point that is no URL."""
     session = boto3.session.Session(
@@ -121,6 +188,8 @@ def make_client(options: StoreOptions) -> S3Client:
             s3={"addressing_style": style},
         ),
     )
+    endpoint = client._endpoint  # type: ignore[attr-defined]  # noqa: SLF001
+    endpoint.http_session = _BoundedAnswers(endpoint.http_session, options.read_timeout_s)
     client.meta.events.register("before-call.s3.DeleteObjects", _add_content_md5)
     client.meta.events.register("before-sign.s3", _send_small_body_at_once)
     client.meta.events.register("before-send.s3", _send_large_body_in_pieces)

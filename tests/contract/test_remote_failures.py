@@ -121,6 +121,36 @@ def test_unreachable_end_point_is_unavailable(call: Callable[[S3Store], object])
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
+@pytest.fixture
+def token_with_a_line_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK finds it in the environment, where nobody of us has looked at it."""
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "key-id"),
+        ("AWS_SECRET_ACCESS_KEY", SECRET),
+        ("AWS_SESSION_TOKEN", f"{TOKEN}\n"),
+    ):
+        monkeypatch.setenv(name, value)
+
+
+@every_call
+@pytest.mark.usefixtures("token_with_a_line_end")
+def test_token_with_a_line_end_is_in_no_message(call: Callable[[S3Store], object]) -> None:
+    """It cannot be sent, and whoever refuses the header quotes it; a log has tracebacks, too."""
+    with broken.serving(broken.ANSWERS["misses a page"]) as url:
+        store = _store_at(url, access_key="", secret_key="", session_token="")
+        with pytest.raises(Misconfigured, match="line end") as caught:
+            call(store)
+        store.close()
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+
+
+def test_secret_with_a_line_end_is_refused_at_once() -> None:
+    """Files and variables often end with one; no service takes it."""
+    with pytest.raises(ConfigError, match="secret_key has a line end") as caught:
+        StoreOptions(access_key="key-id", secret_key=f"{SECRET}\n")
+    assert SECRET not in str(caught.value)
+
+
 def test_unknown_host_is_unavailable() -> None:
     store = _store_at("http://no-such-host.invalid")
     with pytest.raises(Unavailable):

@@ -37,7 +37,8 @@ class Scene:
     next_bodies: list[bytes] = field(default_factory=list)
     """What the object becomes with each answer that broke off."""
     etag: str = ""
-    flips: bool = False
+    flips: int = 0
+    """So many answers begin with a changed byte."""
     step: int = STEP
     """An answer breaks off after so many bytes."""
     connections: int = 0
@@ -87,6 +88,7 @@ def _handler(scene: Scene) -> type[BaseHTTPRequestHandler]:
                 return
             part = body[: scene.step]
             if scene.flips:
+                scene.flips -= 1
                 part = bytes([part[0] ^ 1]) + part[1:]
             self.wfile.write(part)
             scene.sent += len(part) if status < 300 else 0
@@ -231,7 +233,16 @@ def _without_condition(request: object, **_: object) -> None:
 
 def test_resumed_whole_is_checked_by_its_md5() -> None:
     """A changed byte in any of the pieces is found, although no piece has an MD5."""
-    with served(Scene(flips=True)) as store:
+    with served(Scene(flips=1000)) as store:
         patient = RetryLayer(store, deadline_s=30, sleep=lambda _: None)
         with pytest.raises(TransferCorrupt):
             patient.read("x")
+
+
+def test_a_byte_changed_on_the_way_is_cured_by_reading_from_the_start() -> None:
+    """What was kept of the first answer is what is wrong: resumed again it stays so."""
+    scene = Scene(flips=1)
+    with served(scene) as store:
+        patient = RetryLayer(store, deadline_s=30, sleep=lambda _: None)
+        assert patient.read("x") == BODY
+    assert scene.sent == 2 * len(BODY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import pytest
 from s3fs_banyan import errors
 from s3fs_banyan.errors import (
     AlreadyExists,
+    BrokenBody,
     Denied,
     Misconfigured,
     ObjectMissing,
@@ -20,6 +22,7 @@ from s3fs_banyan.errors import (
     TransferCorrupt,
     Unavailable,
 )
+from s3fs_banyan.gentle_io import Bytes
 from s3fs_banyan.remote.base import FileMeta, RemoteFileSystem
 from s3fs_banyan.remote.layers import (
     OUTCOMES,
@@ -274,6 +277,33 @@ def test_bytes_that_keep_changing_are_not_asked_for_for_ever() -> None:
     assert len(store.calls) == RULES[TransferCorrupt].attempts_max == 5
 
 
+class Resuming(Scripted):
+    """Its script is also of what comes of a body that broke."""
+
+    def read_rest(self, broken: BrokenBody) -> Bytes:
+        return self._call("read_rest", lambda: self.inner.read(broken.path))
+
+
+def broke(count: int) -> BrokenBody:
+    """Return the error of a body that broke after so many bytes."""
+    return BrokenBody("broke", path="x", received=b"0" * count, etag="e")
+
+
+def test_a_body_put_together_wrongly_is_read_from_the_start() -> None:
+    """What was kept may be what is wrong; what breaks after that is resumed as usual."""
+    store = Resuming(broke(4), TransferCorrupt("bits"), broke(2))
+    assert World().retry(store).read("x") == b"0123456789"
+    assert store.calls == ["read", "read_rest", "read", "read_rest"]
+
+
+def test_bodies_that_break_and_are_wrong_in_turn_are_not_read_for_ever() -> None:
+    """That some of it came is progress of a line, and none of a machine that changes bits."""
+    store = Resuming(*[broke(4), TransferCorrupt("bits")] * 100)
+    with pytest.raises(TransferCorrupt):
+        World().retry(store).read("x")
+    assert store.calls == ["read", "read_rest"] * 5
+
+
 def test_table_of_retries_is_the_document_s() -> None:
     """What an operator reads is what the code does."""
     document = Path(__file__).parents[2] / "docs" / "store.md"
@@ -393,4 +423,41 @@ def test_a_store_found_away_is_asked_once_until_it_answers() -> None:
     inner.script = []
     assert store.read("x") == b"0123456789"
     inner.script = [Unavailable("a moment")]
+    assert store.read("x") == b"0123456789"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        AlreadyExists("x"),
+        Denied("x"),
+        Misconfigured("x"),
+        ObjectMissing("x"),
+        Throttled("slow"),
+        TransferCorrupt("bits"),
+        broke(4),
+    ],
+    ids=lambda answer: type(answer).__name__,
+)
+def test_any_answer_of_a_store_found_away_ends_its_absence(answer: StoreError) -> None:
+    """A refusal is an answer, too: else one lost request is an error as long as none succeeds."""
+    inner = Resuming(*[lost()] * 40)
+    store = World().retry(inner, deadline_s=5)
+    with pytest.raises(Unavailable):
+        store.read("x")
+    inner.script = [answer]
+    with contextlib.suppress(StoreError):
+        store.read("x")
+    inner.script = [lost()]
+    assert store.read("x") == b"0123456789"
+
+
+@pytest.mark.parametrize("answer", [Throttled("slow"), TransferCorrupt("bits"), broke(4)])
+def test_answer_that_ends_an_absence_is_itself_tried_again(answer: StoreError) -> None:
+    """A body that breaks each time would else never be resumed, and the store stay away."""
+    inner = Resuming(*[lost()] * 40)
+    store = World().retry(inner, deadline_s=5)
+    with pytest.raises(Unavailable):
+        store.read("x")
+    inner.script = [answer]
     assert store.read("x") == b"0123456789"

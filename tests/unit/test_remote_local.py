@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from s3fs_banyan.errors import Denied, Misconfigured, ObjectMissing, StoreError, Unavailable
+from s3fs_banyan.errors import (
+    AlreadyExists,
+    Denied,
+    Misconfigured,
+    ObjectMissing,
+    StoreError,
+    Unavailable,
+)
 from s3fs_banyan.remote.local import TEMPORARY_NAME, LocalStore
 
 
@@ -130,6 +137,24 @@ def test_file_system_without_hard_links_cannot_create_if_absent(
     with pytest.raises(Misconfigured, match="hard links"):
         store.write("x", b"", if_absent=True)
     assert list(store.list()) == []
+
+
+def test_link_whose_answer_nfs_lost_is_no_conflict(
+    store: LocalStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client asks again and is told of its own link (link(2)): the writer must not lose."""
+    link = os.link
+
+    def lost(source: Path, target: Path) -> None:
+        link(source, target)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    monkeypatch.setattr(os, "link", lost)
+    assert store.write("log/1", b"mine", if_absent=True).size == 4
+    assert store.read("log/1") == b"mine"
+    assert list((root / TEMPORARY_NAME).iterdir()) == []
+    with pytest.raises(AlreadyExists):
+        store.write("log/1", b"another's", if_absent=True)
 
 
 def test_directory_that_went_away_is_no_empty_store(store: LocalStore, root: Path) -> None:

@@ -17,6 +17,7 @@ from s3fs_banyan.errors import (
     Throttled,
     Unavailable,
 )
+from s3fs_banyan.remote import hedging
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.hedging import HedgeLayer
 from s3fs_banyan.remote.latency import ANSWERS_MIN, CUT_S_MIN, LatencyBook
@@ -26,6 +27,7 @@ from s3fs_banyan.remote.memory import MemoryStore
 from s3fs_banyan.remote.pacer import Pacer, PacingOptions
 from s3fs_banyan.remote.pacing import PacingLayer, hint_to, share_of
 from s3fs_banyan.remote.traffic import BULK_BYTES_MIN, Traffic, reading_ahead, traffic_of
+from s3fs_banyan.runtime import start_spare_thread
 
 BULK = bytes(BULK_BYTES_MIN)
 SOON_S = 20.0
@@ -382,6 +384,49 @@ def test_error_of_a_spare_thread_is_the_caller_s(error: StoreError) -> None:
     layer = HedgeLayer(gate, threads_max=4, book=_saved(known(1.0)))
     with pytest.raises(type(error)):
         layer.read("x", offset=0, length=4)
+
+
+def test_thread_that_cannot_be_started_costs_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the limit of a unit's tasks the caller's own thread is left, and later the spare ones."""
+
+    def refused(run: Callable[[], None]) -> None:
+        raise RuntimeError("can't start new thread")
+
+    store = MemoryStore(clock=lambda: 0)
+    store.write("x", b"0123")
+    layer = HedgeLayer(store, threads_max=2, book=known())
+    with monkeypatch.context() as patch:
+        patch.setattr(hedging, "start_spare_thread", refused)
+        for _ in range(3):
+            assert layer.read("x", offset=0, length=4) == b"0123"
+    assert layer._threads == 0
+
+
+def test_second_request_that_cannot_be_started_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first one's error would else not count as long as another is thought to be under way."""
+    started = 0
+
+    class Refusing(Stalling):
+        def _call(self, verb: str, call: Callable[[], T], bytes_sent: int = 0) -> T:
+            super()._call(verb, call, bytes_sent)
+            raise Throttled("slow")
+
+    def first_only(run: Callable[[], None]) -> None:
+        nonlocal started
+        started += 1
+        if started > 1:
+            store.ended.set()
+            raise RuntimeError("can't start new thread")
+        start_spare_thread(run)
+
+    monkeypatch.setattr(hedging, "start_spare_thread", first_only)
+    store = Refusing()
+    layer = HedgeLayer(store, threads_max=4, book=_saved(known()))
+    with pytest.raises(Throttled):
+        layer.read("x", offset=0, length=4)
+    assert started == 2
 
 
 def test_lasting_error_does_not_wait_for_the_other_request(stalling: Stalling) -> None:
