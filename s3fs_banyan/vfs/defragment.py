@@ -81,6 +81,9 @@ class Defragmenter:
         covered = sum(min(e.offset + e.length, end) - max(e.offset, start) for e in before)
         if len(before) < _EXTENTS_MIN or covered != end - start:
             return 0  # whole enough, or with holes, which a rewrite would fill
+        watermark = self._state.live.tree.counter("watermark")
+        if any(extent.chunk >= watermark for extent in before):
+            return 0  # young bytes change in place: equal extents would not tell
         try:
             data = bytes(await self._fs.read(ino, start, end - start))
             if not self._state.has_room(len(data)):

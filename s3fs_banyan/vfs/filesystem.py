@@ -50,7 +50,9 @@ from s3fs_banyan.model import (
     LINKS_MAX,
     NAME_BYTES_MAX,
     REAP_ROWS_MAX,
+    ROOT_INO,
     SYMLINK_BYTES_MAX,
+    TIME_NS_MAX,
     XATTR_VALUE_BYTES_MAX,
     Attributes,
     Dentry,
@@ -77,7 +79,7 @@ XATTR_REPLACE: Final = 2
 BLOCK_BYTES: Final = 4096
 _WRITE_BYTES_MAX: Final = 1 << 20
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
-_ACL: Final = b"system.posix_acl_"
+_NAMESPACES: Final = (b"user.", b"trusted.", b"security.")
 
 
 class Caller(NamedTuple):
@@ -135,9 +137,16 @@ class FileSystem:
         """Return the inode behind a name, and count it as held by the kernel."""
         if len(name) > NAME_BYTES_MAX:
             raise NameTooLong(_shown(name))
-        directory = self._directory(parent)
-        if name == b".":
-            return self._held(directory.ino)
+        if name == b".":  # a handle (open_by_handle_at, NFS) of whatever kind of inode
+            if not (self.getattr(parent).nlink or self.handles.is_held(parent)):
+                raise NotFound(f"inode {parent} is about to be reaped")
+            return self._held(parent)
+        self._directory(parent)
+        if name == b"..":
+            above = ROOT_INO if parent == ROOT_INO else self._tree.parent_of_directory(parent)
+            if above is None:
+                raise NotFound(_shown(name))
+            return self._held(above)
         ino = self._tree.lookup(parent, name)
         if ino is None:
             raise NotFound(_shown(name))
@@ -202,7 +211,7 @@ class FileSystem:
         attributes = self.getattr(ino)
         if stat.S_ISDIR(attributes.mode):
             raise IsADirectory(f"inode {ino}")
-        if flags & os.O_TRUNC and (attributes.size or flags & os.O_ACCMODE != os.O_RDONLY):
+        if flags & os.O_TRUNC:
             await self.setattr(ino, Changes(size=0), caller)
         elif flags & os.O_ACCMODE != os.O_RDONLY:
             self._writable()
@@ -259,10 +268,17 @@ class FileSystem:
         if offset + length > FILE_BYTES_MAX:
             raise FileTooBig(f"inode {ino} to {offset + length} bytes")
         if self._extents.used_bytes + length > self._capacity:
-            raise NoSpace(f"the volume's capacity of {self._capacity} bytes is used up")
+            self._check_growth(ino, offset, offset + length)
         kill = bool(attributes.mode & _SET_ID)
         state.append(Write(ino, offset, kill, state.ctx.runtime.wall_ns(), data), tid)
         return length
+
+    def _check_growth(self, ino: int, start: int, end: int) -> None:
+        """Refuse what a full volume has no room for: bytes that replace none of the file's."""
+        replaced = self._extents.overlapping(ino, start, end)
+        kept = sum(min(e.offset + e.length, end) - max(e.offset, start) for e in replaced)
+        if end - start - kept > max(0, self._capacity - self._extents.used_bytes):
+            raise NoSpace(f"the volume's capacity of {self._capacity} bytes is used up")
 
     async def fsync(self) -> None:
         """The volume-wide barrier: every call answered before is durable as the mount promises.
@@ -428,7 +444,8 @@ class FileSystem:
         await self._wait(0, frees=frees)
         old = self.getattr(ino)
         now = state.ctx.runtime.wall_ns()
-        size, mtime_ns = changes.size, changes.mtime_ns
+        size = changes.size
+        atime_ns, mtime_ns = _storable(changes.atime_ns), _storable(changes.mtime_ns)
         if size is not None:
             if stat.S_ISDIR(old.mode):
                 raise IsADirectory(f"inode {ino}")
@@ -436,9 +453,7 @@ class FileSystem:
                 raise FileTooBig(f"inode {ino} to {size} bytes")
             mtime_ns = now if mtime_ns is None else mtime_ns
         mode = self._mode_after(old, changes, caller)
-        op = SetAttributes(
-            ino, mode, changes.uid, changes.gid, size, changes.atime_ns, mtime_ns, now
-        )
+        op = SetAttributes(ino, mode, changes.uid, changes.gid, size, atime_ns, mtime_ns, now)
         state.append(op, caller.tid)
         return self._tree.inode(ino)
 
@@ -460,12 +475,14 @@ class FileSystem:
     ) -> None:
         """Set an extended attribute; XATTR_CREATE and XATTR_REPLACE are honoured."""
         state = self._writable()
-        if name.startswith(_ACL):
-            raise NotSupported("access control lists would be kept, but nobody would obey them")
         await self._wait(len(value))
         self.getattr(ino)
         if not 0 < len(name) <= NAME_BYTES_MAX:
             raise AttributeTooBig(_shown(name))
+        if not name.startswith(_NAMESPACES):  # access control lists: nobody would obey them
+            raise NotSupported(_shown(name))
+        if name in _NAMESPACES:
+            raise InvalidArgument(_shown(name))
         if len(value) > XATTR_VALUE_BYTES_MAX:
             raise AttributeTooBig(f"{_shown(name)}: {len(value)} bytes")
         there = self._tree.xattr(ino, name) is not None
@@ -568,6 +585,11 @@ class FileSystem:
         if not is_absent and self._tree.lookup(parent, name) is not None:
             raise Exists(_shown(name))
         return directory
+
+
+def _storable(time_ns: int | None) -> int | None:
+    """Return the nearest time that a row can hold, as Linux does: years 1677 to 2262."""
+    return None if time_ns is None else max(-TIME_NS_MAX - 1, min(time_ns, TIME_NS_MAX))
 
 
 def _shown(name: bytes) -> str:

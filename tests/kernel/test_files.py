@@ -7,6 +7,7 @@ import errno
 import fcntl
 import mmap
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ import pytest
 from tests.kernel.mounts import Mount
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD = -100
+_HANDLE_BYTES_MAX = 128
 MIB = 1 << 20
 
 
@@ -180,6 +183,17 @@ def test_times_keep_their_nanoseconds(tree: Path) -> None:
     assert path.stat().st_mtime_ns > before
 
 
+def test_truncating_an_empty_file_for_reading_moves_its_times(tree: Path) -> None:
+    """open(2): O_TRUNC changes mtime and ctime whatever the size and the mode of access."""
+    path = tree / "file"
+    path.touch()
+    before = path.stat()
+    os.close(os.open(path, os.O_RDONLY | os.O_TRUNC))
+    after = path.stat()
+    assert after.st_mtime_ns > before.st_mtime_ns
+    assert after.st_ctime_ns > before.st_ctime_ns
+
+
 def test_statfs_tells_capacity_and_use(shared: Mount) -> None:
     """BanyanDB stops ingesting by what statfs says; deleting must show."""
     before = os.statvfs(shared.path)
@@ -206,6 +220,51 @@ def test_large_xattrs_are_kept_and_larger_ones_refused(tree: Path) -> None:
         os.setxattr(tree / "file", "user.large", b"", os.XATTR_CREATE)
     with pytest.raises(OSError, match="No data available"):
         os.setxattr(tree / "file", "user.other", b"", os.XATTR_REPLACE)
+
+
+@pytest.mark.parametrize("name", ["bogus", "bogus.x", "system.x", "com.apple.x", "User.x"])
+def test_an_attribute_of_no_known_namespace_is_refused(name: str, tree: Path) -> None:
+    """As on a local disk: programs that probe for a namespace must not believe in it."""
+    (tree / "file").touch()
+    with pytest.raises(OSError, match="not supported") as caught:
+        os.setxattr(tree / "file", name, b"value")
+    assert caught.value.errno == errno.EOPNOTSUPP
+    assert os.listxattr(tree / "file") == []
+
+
+def test_an_attribute_without_a_name_is_refused(tree: Path) -> None:
+    """A namespace alone names nothing."""
+    (tree / "file").touch()
+    with pytest.raises(OSError, match="Invalid argument"):
+        os.setxattr(tree / "file", "user.", b"value")
+    assert os.listxattr(tree / "file") == []
+
+
+@pytest.mark.parametrize("name", ["d/file", "d"])
+def test_a_file_handle_outlives_the_kernels_cache(name: str, tree: Path, shared: Mount) -> None:
+    """NFS servers keep handles; the kernel then asks for "." and ".." of an inode number."""
+    (tree / "d").mkdir()
+    (tree / "d/file").write_bytes(b"bytes")
+    expected = (tree / name).stat()
+    path = os.fsencode(tree / name)
+    # struct file_handle: the room for the bytes that follow, their kind, these bytes.
+    head = struct.pack("=Ii", _HANDLE_BYTES_MAX, 0)
+    handle = ctypes.create_string_buffer(head, len(head) + _HANDLE_BYTES_MAX)
+    mount_id = ctypes.c_int()
+    at = os.open(tree, os.O_RDONLY)
+    try:
+        found = _libc.name_to_handle_at(_AT_FDCWD, path, handle, ctypes.byref(mount_id), 0)
+        assert found == 0, errno.errorcode[ctypes.get_errno()]
+        # A remount drops the dentries that nobody uses, of this file system only.
+        subprocess.run(["mount", "-i", "-o", "remount", str(shared.path)], check=True)
+        fd = _libc.open_by_handle_at(at, handle, os.O_RDONLY)
+        assert fd >= 0, errno.errorcode[ctypes.get_errno()]
+    finally:
+        os.close(at)
+    try:
+        assert os.path.samestat(os.fstat(fd), expected)
+    finally:
+        os.close(fd)
 
 
 # --- locks -------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,30 @@ def _set_id(tree: Path, says: str) -> None:
     assert path.stat().st_mode & 0o7777 == 0o755
 
 
+def _set_gid_of_a_stranger(tree: Path, says: str) -> None:
+    assert "survives a write, truncate or chown by a stranger to the group" in says
+    tree.chmod(0o777)
+    path = tree / "file"
+    for change in ("printf z 1<>file", ": >file", "truncate -s 3 file", "chown :1000 file"):
+        path.write_bytes(b"bytes")
+        os.chown(path, 1000, 5)
+        path.chmod(0o2666)
+        subprocess.run(
+            ["sh", "-c", change], cwd=tree, user=1000, group=1000, extra_groups=[], check=True
+        )
+        assert path.stat().st_mode & 0o7777 == 0o2666, change
+
+
+def _create_and_replace(tree: Path, says: str) -> None:
+    path = tree / "file"
+    path.touch()
+    both = os.XATTR_CREATE | os.XATTR_REPLACE
+    assert "an attribute that is absent is created" in says
+    os.setxattr(path, "user.x", b"one", both)
+    assert _errno_of(lambda: os.setxattr(path, "user.x", b"two", both)) == errno.EEXIST
+    assert os.getxattr(path, "user.x") == b"one"
+
+
 def _devices(tree: Path, says: str) -> None:
     assert "cannot be opened" in says
     os.mknod(tree / "null", 0o20666, os.makedev(1, 3))
@@ -99,6 +124,20 @@ def _access_times(tree: Path, says: str) -> None:
     os.utime(path, ns=(1, 2))
     path.read_bytes()
     assert path.stat().st_atime_ns == 1
+
+
+def _far_times(tree: Path, says: str) -> None:
+    assert "the nearest time in between is kept" in says
+    path = tree / "file"
+    path.touch()
+    first, last = -(1 << 63), (1 << 63) - 1
+    for seconds in (1 << 34, 10**12, (1 << 63) - 1, -(10**11), -(1 << 63)):
+        os.utime(path, (seconds, seconds))
+        kept = first if seconds < 0 else last
+        assert (path.stat().st_atime_ns, path.stat().st_mtime_ns) == (kept, kept), seconds
+    for kept in (first, last):
+        os.utime(path, ns=(kept, kept))
+        assert (path.stat().st_atime_ns, path.stat().st_mtime_ns) == (kept, kept)
 
 
 def _blocks(tree: Path, says: str) -> None:
@@ -141,9 +180,12 @@ _TESTS: dict[str, Callable[[Path, str], None]] = {
     "`copy_file_range`": _copy_file_range,
     "`O_TMPFILE`": _tmpfile,
     "`O_DIRECT`": _direct,
+    "`XATTR_CREATE` and `XATTR_REPLACE` together": _create_and_replace,
     "set-id bits": _set_id,
+    "set-gid without group execution (`02666`)": _set_gid_of_a_stranger,
     "device nodes": _devices,
     "access times": _access_times,
+    "times before 1677 or after 2262": _far_times,
     "`st_blocks`": _blocks,
     "`st_size` of a directory": _directory_size,
     "`..` in `readdir`": _dot_dot,

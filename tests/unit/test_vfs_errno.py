@@ -78,6 +78,10 @@ Call = Callable[[Tree], object]
 REFUSED: list[tuple[str, int, Call]] = [
     ("lookup of a missing name", errno.ENOENT, lambda t: t.fs.lookup(1, b"nope")),
     ("lookup in a file", errno.ENOTDIR, lambda t: t.fs.lookup(t.f, b"x")),
+    ("lookup of what is above a file", errno.ENOTDIR, lambda t: t.fs.lookup(t.f, b"..")),
+    ("lookup of what is above a removed directory", errno.ENOENT,
+     lambda t: t.fs.lookup(t.gone, b"..")),
+    ("lookup of a dead inode", errno.ESTALE, lambda t: t.fs.lookup(999, b".")),
     ("lookup of a long name", errno.ENAMETOOLONG, lambda t: t.fs.lookup(1, LONG)),
     ("getattr of a dead inode", errno.ESTALE, lambda t: t.fs.getattr(999)),
     ("readlink of a file", errno.EINVAL, lambda t: t.fs.readlink(t.f)),
@@ -128,6 +132,12 @@ REFUSED: list[tuple[str, int, Call]] = [
     ("replace of a missing xattr", errno.ENODATA,
      lambda t: t.fs.setxattr(t.f, b"user.no", b"", XATTR_REPLACE, ROOT)),
     ("setxattr with a long name", errno.ERANGE, lambda t: t.fs.setxattr(t.f, LONG, b"", 0, ROOT)),
+    ("setxattr without a namespace", errno.EOPNOTSUPP,
+     lambda t: t.fs.setxattr(t.f, b"bogus", b"", 0, ROOT)),
+    ("setxattr in an unknown namespace", errno.EOPNOTSUPP,
+     lambda t: t.fs.setxattr(t.f, b"system.x", b"", 0, ROOT)),
+    ("setxattr of a namespace alone", errno.EINVAL,
+     lambda t: t.fs.setxattr(t.f, b"user.", b"", 0, ROOT)),
     ("setxattr with a large value", errno.ERANGE,
      lambda t: t.fs.setxattr(t.f, b"user.x", bytes(XATTR_VALUE_BYTES_MAX + 1), 0, ROOT)),
 ]  # fmt: skip
@@ -192,6 +202,41 @@ async def test_a_full_volume_refuses_bytes_and_still_frees_them(world: World) ->
         await t.fs.write(t.f, 0, bytes(9_000))
 
 
+async def test_a_full_volume_can_be_overwritten_in_place(world: World) -> None:
+    """Bytes that replace others take no room; only what is longer than these is refused."""
+    async with tree(world, capacity_bytes=10_000) as t:
+        await t.fs.write(t.f, 0, bytes(10_000))
+        await t.fs.write(t.f, 4_000, b"n" * 6_000)
+        for start, length in ((4_000, 6_001), (9_999, 2), (10_001, 1)):
+            with pytest.raises(errors.NoSpace):
+                await t.fs.write(t.f, start, bytes(length))
+        assert await t.fs.read(t.f, 0, 20_000) == bytes(4_000) + b"n" * 6_000
+        assert t.fs.statfs().used == 10_000
+
+
+async def test_a_hole_of_a_full_volume_cannot_be_filled(world: World) -> None:
+    """It lies within the file's size and replaces nothing, so it needs room."""
+    async with tree(world, capacity_bytes=10_000) as t:
+        await t.fs.setattr(t.f, Changes(size=20_000), ROOT)
+        await t.fs.write(t.f, 10_000, bytes(9_993))
+        with pytest.raises(errors.NoSpace):
+            await t.fs.write(t.f, 0, bytes(8))
+        await t.fs.write(t.f, 0, b"CONTENT")
+        assert await t.fs.read(t.f, 0, 8) == b"CONTENT\0"
+
+
+async def test_a_capacity_below_what_is_used_allows_overwriting_in_place(world: World) -> None:
+    """Configured anew and too small, it must not make a database read-only."""
+    async with tree(world) as t:
+        await t.fs.write(t.f, 0, bytes(10_000))
+    async with running(world.context(settings=engine_settings(capacity_bytes=5_000))) as engine:
+        fs = engine.filesystem
+        ino = fs.lookup(1, b"f").ino
+        assert await fs.write(ino, 0, b"n" * 10_000) == 10_000
+        with pytest.raises(errors.NoSpace):
+            await fs.write(ino, 10_000, b"n")
+
+
 @pytest.mark.allow_log_warnings
 async def test_a_fenced_mount_reads_and_changes_nothing(world: World) -> None:
     """EROFS for every change, EIO for an fsync that can never be kept, bytes for a read."""
@@ -237,6 +282,31 @@ async def test_an_unlinked_open_file_lives_until_it_is_let_go(world: World) -> N
             nursery.cancel_scope.cancel()
         with pytest.raises(errors.StaleHandle):
             fs.getattr(made.ino)
+
+
+async def test_a_handle_gives_no_inode_that_is_about_to_be_reaped(world: World) -> None:
+    """open_by_handle_at asks for "."; half of a file, given out again, would be wrong bytes."""
+    async with tree(world) as t:
+        fs = t.fs
+        made = await fs.create(1, b"tmp", 0o600, 0, ROOT)
+        await fs.unlink(1, b"tmp", ROOT)
+        assert fs.lookup(made.ino, b".").nlink == 0  # held by the handle, so it stays
+        fs.release(made.ino)
+        fs.forget(made.ino, 2)
+        with pytest.raises(errors.NotFound):
+            fs.lookup(made.ino, b".")
+        assert fs.handles.next_dead_nowait() == made.ino
+
+
+async def test_a_handle_is_followed_to_files_and_directories_and_up(world: World) -> None:
+    """The kernel forgets paths: "." is the inode itself, ".." the directory that it lies in."""
+    async with tree(world) as t:
+        below = await t.fs.make(t.d, b"below", DIR, ROOT)
+        for ino in (1, t.f, t.d, below.ino):
+            assert t.fs.lookup(ino, b".").ino == ino
+        assert t.fs.lookup(below.ino, b"..").ino == t.d
+        assert t.fs.lookup(t.d, b"..").ino == 1
+        assert t.fs.lookup(1, b"..").ino == 1
 
 
 async def test_orphans_of_an_earlier_life_are_reaped_at_a_fresh_mount(world: World) -> None:
