@@ -7,7 +7,8 @@ when reclaim asks for one. The copy is taken between two commits; the upload run
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import trio
@@ -16,6 +17,7 @@ from s3fs_banyan.commit.context import Context
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.errors import DataError, LocalDiskFull, ObjectMissing, StoreError
+from s3fs_banyan.format.keys import CHECKPOINT_PIECE_PREFIX
 from s3fs_banyan.gentle_io import remove_gently
 from s3fs_banyan.meta.committed import Head
 from s3fs_banyan.runtime import register_failpoint
@@ -42,7 +44,7 @@ class Checkpointer:
         self._known_pieces: set[str] = set()
         self._delta_bytes = 0
         self._commits = 0
-        self._running = False
+        self._running = self._held = False
         self._loaded = False
         self.kept: list[int] = []
         """Commits with a checkpoint known to be whole, ascending."""
@@ -58,9 +60,18 @@ class Checkpointer:
         """Tell whether pieces are on their way that no manifest names yet."""
         return self._running
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Begin none meanwhile: it could name pieces that are about to be deleted."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
     def is_due(self) -> bool:
         """Tell whether a checkpoint should be written after this commit."""
-        if self._running:
+        if self._running or self._held:
             return False
         if self.wanted or self._commits >= self._ctx.settings.checkpoint_commits_max:
             return True
@@ -97,20 +108,32 @@ class Checkpointer:
         self._running = True
         try:
             copy, head = await self._copy()
-        except LocalDiskFull as error:
+        except (LocalDiskFull, OSError) as error:
             log.warning("the checkpoint waits: %s", error)
-            self._running = False
-            self.wanted = True
+            self._put_off()
             return
+        except BaseException:
+            self._put_off()
+            raise
         self._ctx.runtime.failpoint(FP_CHECKPOINT_COPIED)
         nursery.start_soon(self._send_in_background, copy, head)
 
     async def _send_in_background(self, copy: Path, head: Head) -> None:
+        """Send; a checkpoint is a convenience, and what it meets must not end the mount."""
         try:
             await self._send(copy, head)
             self._ctx.runtime.failpoint(FP_CHECKPOINT_SENT)
+        except Exception:
+            log.exception("checkpoint %d could not be sent; another one follows", head.seq)
+            self._ctx.metrics.handler_errors.add()
+            self._put_off()
         finally:
             self._running = False
+
+    def _put_off(self) -> None:
+        """None is under way, and the next commit begins one."""
+        self._running = False
+        self.wanted = True
 
     async def _send(self, copy: Path, head: Head) -> None:
         delay_s = 1.0
@@ -145,8 +168,19 @@ class Checkpointer:
                 continue
             self.kept.append(seq)
             if seq == max(found):
-                self._known_pieces.update(manifest.pieces)
+                there = await self._ctx.runtime.in_thread(self._pieces_there, pool="store")
+                self._known_pieces.update(there.intersection(manifest.pieces))
         self._loaded = True
+
+    def _pieces_there(self) -> set[str]:
+        metas = self._ctx.store.list(CHECKPOINT_PIECE_PREFIX)
+        return {meta.path.removeprefix(CHECKPOINT_PIECE_PREFIX) for meta in metas}
+
+    def distrust(self, seq: int) -> None:
+        """Checkpoint `seq` was read back and is not whole: the next one sends all its pieces."""
+        self.kept = [known for known in self.kept if known != seq]
+        self._known_pieces.clear()
+        self.wanted = True
 
     def forget_pieces(self, names: set[str]) -> None:
         """Reclaim deleted these pieces: they must be sent again when needed."""

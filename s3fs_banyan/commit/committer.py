@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -37,9 +38,9 @@ from s3fs_banyan.commit.fencing import Publisher
 from s3fs_banyan.commit.local import remember_last_cut
 from s3fs_banyan.commit.local_cut import LocalCutter
 from s3fs_banyan.commit.outbox import Outbox, forget_named
-from s3fs_banyan.commit.sealing import CommitBody, SealedPack, SealJob
+from s3fs_banyan.commit.sealing import CommitBody, SealedPack, SealingLost, SealJob
 from s3fs_banyan.commit.state import EngineState
-from s3fs_banyan.commit.worker import Worker, WorkerDied
+from s3fs_banyan.commit.worker import Worker
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import (
     BanyanFSError,
@@ -139,6 +140,8 @@ class Committer:
         self._local = LocalCutter(ctx, state, worker)
         self._outbox = Outbox(ctx.local.outbox)
         self.has_epoch = False
+        self._in_doubt = False
+        """A commit of this life may be in the store without being applied here."""
         self._away_since_ns = 0
         self._taking_epoch = trio.Lock()
         self.phase = "idle"
@@ -254,14 +257,14 @@ class Committer:
         except _StoreAway as error:
             await self._give_up_cut(cut, str(error))
             self.phase = "away"
+            if self._local.is_due():  # a store that refuses packs may answer questions
+                await self._cut_locally(frozen=None)
             await self._patiently("away", self._ask_store)
             return
         runtime.failpoint(FP_UPLOADED)
-        published = await self._step("publish", self._publish(cut, body))
+        published = await self._publish_and_apply(cut, body)
         if published is not None:
             footer, data = published
-            runtime.failpoint(FP_PUBLISHED)
-            await self._step("apply", self._apply(cut, footer, data))
             self._extras.note_commit(footer)
             metrics.commits_published.add()
             metrics.commit_bytes.add(len(data))
@@ -276,10 +279,32 @@ class Committer:
         state.note_commit_done()
         await self._extras.after_commit()
 
+    async def _publish_and_apply(
+        self, cut: CutTaken, body: CommitBody
+    ) -> tuple[CommitFooter, bytes] | None:
+        """Steps 5 and 6; None if a commit of a former life was adopted instead."""
+        try:
+            published = await self._step("publish", self._publish(cut, body))
+            if published is not None:
+                footer, data = published
+                self._ctx.runtime.failpoint(FP_PUBLISHED)
+                await self._step("apply", self._apply(cut, footer, data))
+        except BaseException:
+            self._in_doubt = True
+            raise
+        self._in_doubt = False
+        return published
+
+    async def _cut_locally(self, *, frozen: int | None) -> None:
+        """Make a local cut. Rows that no commit can have are forgotten when they are gone."""
+        forget_gone = self.has_epoch and not self._in_doubt
+        await self._local.cut(frozen=frozen, forget_gone=forget_gone)
+
     async def _give_up_cut(self, cut: CutTaken, why: str) -> None:
         """Nothing names what has left the machine: the cut is simply made again, later."""
         log.warning("the commit is begun again: %s", why)
-        await self._worker.end()
+        with suppress(SealingLost):
+            await self._worker.end()
         await undo_cut(self._state, cut)
         self._state.request_commit()
         await trio.sleep(_RETRY_FIRST_S)
@@ -311,7 +336,7 @@ class Committer:
             while not answered.is_set():
                 self._state.online = False
                 if self._local.is_due():
-                    await self._local.cut(frozen=None, forget_gone=self.has_epoch)
+                    await self._cut_locally(frozen=None)
                 with trio.move_on_after(_LOCAL_CUT_LOOK_S):
                     await answered.wait()
         if failure:
@@ -341,8 +366,8 @@ class Committer:
                 return await self._patiently(
                     "seal", lambda: self._seal_attempt(cut, counts), may_give_up=True
                 )
-            except WorkerDied:
-                log.warning("the worker process died while it was sealing: beginning again")
+            except SealingLost as error:
+                log.warning("the sealing is begun again: %s", error)
                 await trio.sleep(_RETRY_FIRST_S)
 
     async def _seal_attempt(self, cut: CutTaken, counts: DeltaCounts) -> CommitBody:
@@ -355,7 +380,7 @@ class Committer:
                 await self._patiently("upload", lambda: self._worker.upload(pack), may_give_up=True)
                 self._ctx.metrics.commit_pack_bytes.add(pack.size)
                 self._ctx.runtime.failpoint(FP_PACK_SENT)
-            except (WorkerDied, StoreError, _StoreAway) as error:
+            except (SealingLost, StoreError, _StoreAway) as error:
                 failure.append(error)
             finally:
                 limit.release()
@@ -367,7 +392,7 @@ class Committer:
                     break
                 try:
                     pack = await self._worker.seal_pack(number)
-                except (WorkerDied, StoreError) as error:
+                except (SealingLost, StoreError) as error:
                     # Not out of the nursery: that would wrap it in a group that nobody catches.
                     failure.append(error)
                     limit.release()
@@ -544,7 +569,7 @@ class Committer:
         while (left_s := until_s - trio.current_time()) > 0:
             if self._local.is_due():
                 if not may_give_up:
-                    await self._local.cut(frozen=frozen, forget_gone=self.has_epoch)
+                    await self._cut_locally(frozen=frozen)
                 elif self._away_s() >= self._ctx.settings.give_up_s:
                     raise _StoreAway(f"the store is away ({why})")
             await trio.sleep(min(left_s, _LOCAL_CUT_LOOK_S))

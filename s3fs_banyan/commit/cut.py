@@ -9,12 +9,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Final
 
 import trio
 
 from s3fs_banyan.commit.base_packs import BasePacks
 from s3fs_banyan.commit.context import Context
 from s3fs_banyan.commit.state import EngineState
+from s3fs_banyan.journal.disk import DiskFile
 from s3fs_banyan.meta.live import Snapshot
 from s3fs_banyan.meta.seal_list import SealList
 from s3fs_banyan.model import Cut
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 
 DIRTY_ROWS_STEP = 100
 """So many keys are moved or forgotten at once: about half a millisecond of the event loop."""
+_SECTOR_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +133,22 @@ def _keep_damaged(ctx: Context, state: EngineState, cut: CutTaken, chunks: Seque
     for path in (path for path in files if ctx.disk.exists(path)):  # what is lost may be a file
         file = ctx.disk.open(path)
         try:
-            (directory / path.name).write_bytes(file.pread(file.size(), 0))
+            with (directory / path.name).open("wb") as copy:
+                _copy_readable(file, copy)
         finally:
             file.close()
     return directory
+
+
+def _copy_readable(file: DiskFile, copy: BinaryIO) -> None:
+    """Copy what can be read; sectors that cannot are holes in the copy, and named in the log."""
+    size = file.size()
+    for begin in range(0, size, _SECTOR_BYTES):
+        try:
+            data = file.pread(min(_SECTOR_BYTES, size - begin), begin)
+        except OSError as error:
+            log.error("bytes %d to %d of %s: %s", begin, begin + _SECTOR_BYTES, copy.name, error)
+            continue
+        copy.seek(begin)
+        copy.write(data)
+    copy.truncate(size)

@@ -7,6 +7,7 @@ create the next log object as a fence. A fence is no cut: it moves seq and epoch
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import trio
 
@@ -119,7 +120,9 @@ class Publisher:
             chain = state.journal.chain
             state.cuts[appended.op_seq] = chain
             await state.journal.wait_synced(appended.op_seq)
-            await runtime.in_thread(remember_epoch, self._ctx.local, chain)
+            await runtime.in_thread(
+                partial(remember_epoch, self._ctx.local, chain, newest=head.fence_chain)
+            )
             runtime.failpoint(FP_EPOCH_SYNCED)
             footer = self.footer(epoch=epoch, chain=chain, op_seq=head.op_seq)
             data = encode_footer(footer, self._ctx.cipher)

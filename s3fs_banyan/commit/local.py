@@ -207,9 +207,16 @@ def load_epochs(local: LocalDirectory) -> list[int]:
     return [int(chain) for chain in json.loads(text)]
 
 
-def remember_epoch(local: LocalDirectory, chain: int) -> None:
-    """Note that this directory began an epoch, before its fence is published; durable."""
-    chains = [*load_epochs(local), chain][-_EPOCHS_REMEMBERED:]
+def remember_epoch(local: LocalDirectory, chain: int, *, newest: int = 0) -> None:
+    """Note that this directory began an epoch, before its fence is published; durable.
+
+    `newest` is the volume's newest fence: if it is ours it is never forgotten, however often a
+    store that only answers questions refuses the next one.
+    """
+    known = load_epochs(local)
+    chains = [*known, chain][-_EPOCHS_REMEMBERED:]
+    if newest in known and newest not in chains:
+        chains[0] = newest
     text = json.dumps([str(value) for value in chains])
     _write_synced(local.root / "epochs.json", text.encode())
 

@@ -56,13 +56,21 @@ def drop_local_base(ctx: Context) -> None:
 
 
 def set_local_base_aside(ctx: Context, directory: Path) -> None:
-    """Move base.db and the base packs to `directory`, which exists; blocks."""
-    for path in base_files(ctx.local.base):
-        if ctx.disk.exists(path):
-            ctx.disk.rename(path, directory / path.name)
+    """Move the base packs and base.db, which is closed, to `directory`, which exists; blocks.
+
+    base.db goes last, when all else is durable there: as long as it is here, a start that was
+    interrupted is made again. Without it the packs would be taken for remnants.
+    """
     packs = directory / ctx.local.base_packs.name
     names = ctx.disk.names(ctx.local.base_packs)
     if names:
         ctx.disk.make_directory(packs)
     for name in names:
         ctx.disk.rename(ctx.local.base_packs / name, packs / name)
+    if names:
+        ctx.disk.sync_directory(packs)
+    ctx.disk.sync_directory(directory)
+    ctx.disk.sync_directory(ctx.local.aside)
+    for path in reversed(base_files(ctx.local.base)):
+        if ctx.disk.exists(path):
+            ctx.disk.rename(path, directory / path.name)

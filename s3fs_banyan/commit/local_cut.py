@@ -27,9 +27,9 @@ from s3fs_banyan.commit.cut import (
     undo_cut,
 )
 from s3fs_banyan.commit.local_base import drop_local_base
-from s3fs_banyan.commit.sealing import LocalBody, SealJob
+from s3fs_banyan.commit.sealing import LocalBody, SealingLost, SealJob
 from s3fs_banyan.commit.state import EngineState
-from s3fs_banyan.commit.worker import Worker, WorkerDied
+from s3fs_banyan.commit.worker import Worker
 from s3fs_banyan.errors import LocalDiskFull, StoreError
 from s3fs_banyan.meta.base import Base, base_files, begin_base
 from s3fs_banyan.meta.database import open_database
@@ -96,7 +96,7 @@ class LocalCutter:
             body = await self._seal(cut, base)
             ctx.runtime.failpoint(FP_LOCAL_SEALED)
             needed = await self._apply(cut, base, body)
-        except (LocalDiskFull, StoreError, WorkerDied, OSError) as error:
+        except (LocalDiskFull, StoreError, SealingLost, OSError) as error:
             await undo_cut(state, cut)
             return self._put_off(str(error))
         ctx.runtime.failpoint(FP_LOCAL_APPLIED)

@@ -184,8 +184,9 @@ class Reclaimer:
         if await self._ctx.runtime.in_thread(self._has_claims, pool="store"):
             log.info("snapshots or pins exist: nothing is deleted")
             return
-        plan = await self._ctx.runtime.in_thread(self._plan, head, now_ns, pool="store")
-        await self._delete(plan)
+        with self._checkpointer.held():
+            plan = await self._ctx.runtime.in_thread(self._plan, head, now_ns, pool="store")
+            await self._delete(plan)
 
     async def _wait_commit(self) -> None:
         done = self._state.commits_done
@@ -269,7 +270,7 @@ class Reclaimer:
             await self._ctx.runtime.in_thread(self._read_back, seq, pool="store")
         except (DataError, ObjectMissing) as error:
             log.error("checkpoint %d cannot be relied on: %s", seq, error)
-            self._checkpointer.kept = [s for s in self._checkpointer.kept if s != seq]
+            self._checkpointer.distrust(seq)
             return False
         self._verified.add(seq)
         return True
@@ -321,13 +322,21 @@ class Reclaimer:
                 continue
             if seq >= head.dense_from or seq in head.kept or meta.path in needed:
                 continue
-            if meta.size <= _FENCE_BYTES_MAX and self._log.read(seq).footer.is_fence:
+            if meta.size <= _FENCE_BYTES_MAX and self._may_be_fence(seq):
                 continue
             yield meta.path, meta.size, "commit"
         for meta in self._ctx.store.list(DELTA_PREFIX):
             seq = parse_log_delta_key(meta.path)
             if seq is not None and seq < head.dense_from and seq not in head.kept:
                 yield meta.path, meta.size, "delta"
+
+    def _may_be_fence(self, seq: int) -> bool:
+        """Tell whether a commit is a fence; one that cannot be read may have been, and stays."""
+        try:
+            return self._log.read(seq).footer.is_fence
+        except DataError as error:
+            log.error("commit %d below the window stays where it is: %s", seq, error)
+            return True
 
     def _orphan_packs(self, head: Head, grace_ns: int) -> Iterable[tuple[str, int, str]]:
         """Packs of earlier epochs that no commit names: their writer died before it published.
@@ -372,14 +381,19 @@ class Reclaimer:
         """Manifests outside window and kept ones, and pieces that no other manifest names."""
         stay: set[str] = set()
         gone = []
+        is_known = not self._checkpointer.is_running
         for seq in self._log.checkpoints():
             if seq < head.dense_from and seq not in head.kept:
                 gone.append(seq)
-            else:
+                continue
+            try:
                 stay.update(self._log.read_manifest(seq).pieces)
+            except DataError as error:
+                log.error("no pieces are deleted: checkpoint %d may need any: %s", seq, error)
+                is_known = False
         for seq in gone:
             yield checkpoint_key(seq), 0, "checkpoint"
-        if self._checkpointer.is_running:
+        if not is_known:
             return
         for meta in self._ctx.store.list(CHECKPOINT_PIECE_PREFIX):
             name = meta.path.removeprefix(CHECKPOINT_PIECE_PREFIX)

@@ -19,9 +19,12 @@ the same bytes.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,22 +35,24 @@ from s3fs_banyan.commit.classes import ClassPolicy
 from s3fs_banyan.commit.grouping import Group, Limits, divide
 from s3fs_banyan.commit.outbox import Outbox, PackedChunk, PackRecord
 from s3fs_banyan.commit.pack_buffers import PackBuffer, PackBuffers
+from s3fs_banyan.commit.pack_reading import read_pack, verify_chunk
 from s3fs_banyan.commit.sending import Multipart, PackSender, SendPolicy
 from s3fs_banyan.config.prices import STANDARD
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.data.rereads import Rereads
-from s3fs_banyan.errors import Corrupt, ObjectMissing, StoreError, UnsupportedVersion
-from s3fs_banyan.format.blob import delta_place, encode_blob, placements_place
-from s3fs_banyan.format.checksum import Bytes, sha256_hex
-from s3fs_banyan.format.chunk import (
-    decode_chunk_header,
-    decode_frame,
-    decode_frame_table,
-    encode_chunk,
+from s3fs_banyan.errors import (
+    BanyanFSError,
+    Corrupt,
+    ObjectMissing,
+    StoreError,
+    UnsupportedVersion,
 )
+from s3fs_banyan.format.blob import delta_place, encode_blob, placements_place
+from s3fs_banyan.format.checksum import sha256_hex
+from s3fs_banyan.format.chunk import decode_chunk_header, encode_chunk
 from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.keys import is_base_pack, log_delta_key, log_key, pack_hash_of, pack_key
-from s3fs_banyan.format.pack import PackEntry, decode_pack_tail, encode_pack_tail
+from s3fs_banyan.format.pack import PackEntry, encode_pack_tail
 from s3fs_banyan.gentle_io import read_gently, write_gently
 from s3fs_banyan.journal.disk import Disk, DiskFile
 from s3fs_banyan.journal.segment import read_write_record
@@ -60,8 +65,13 @@ from s3fs_banyan.runtime import monotonic_s
 log = logging.getLogger(__name__)
 
 _RECORDS_CACHED: Final = 16
+_READ_BYTES: Final = 1 << 20
 COMMIT_BYTES_MAX: Final = 8 << 20
 """Delta and inline data of a commit stay below this."""
+
+
+class SealingLost(BanyanFSError):
+    """What was sealed cannot be used, or nobody knows of it any more: begin the sealing again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,13 +264,15 @@ class Sealing:
     def upload(self, pack: SealedPack) -> None:
         """Send a sealed pack and verify it; then it is in the block cache, not in the outbox.
 
-        Raises the store's errors; the same call may be made again. A pack of which the store
+        Raises the store's errors; the same call may be made again. Raises `SealingLost` if the
+        pack has rotted in the outbox: the journal still has its bytes. A pack of which the store
         proves that it is there already is not sent twice, in this life or the next. What could
         not be sent may be in the cache all the same, where nobody asks for it by that name.
         """
         key = pack.key
         record = self._pack_records[key]
         if record.chunks is None and key not in self._in_ram and self._sender.goes_in_parts(record):
+            self._check_waiting(key)
             self._sender.send_parts(record)
             record = self._note_sent(record)
         if key not in self._in_ram:
@@ -309,7 +321,22 @@ class Sealing:
     def _loaded(self, key: str, *, summed: bool) -> PackBuffer:
         buffer = self._buffers.take()
         buffer.load(self._outbox.pack_path(key), summed=summed)
+        if summed:
+            self._expect_hash(key, buffer.sha256.hex())
         return buffer
+
+    def _check_waiting(self, key: str) -> None:
+        """Look at a pack in the outbox before it is sent in parts: their sums prove nothing."""
+        digest = hashlib.sha256()
+        with self._outbox.pack_path(key).open("rb", buffering=0) as file:
+            while piece := file.read(_READ_BYTES):
+                digest.update(piece)
+        self._expect_hash(key, digest.hexdigest())
+
+    def _expect_hash(self, key: str, found: str) -> None:
+        if not found.startswith(pack_hash_of(key)):
+            log.error("%s has rotted in the outbox: it is sealed again", key)
+            raise SealingLost(f"{key} does not have the hash in its name any more")
 
     def _next_pack_id(self) -> int:
         return self._job.seq << 16 | (len(self._packs) + 1)
@@ -363,8 +390,8 @@ class Sealing:
         if chunks is None:
             try:
                 chunks = read_pack(self._outbox.pack_path(record.key), record, self._cipher)
-            except (FileNotFoundError, Corrupt, UnsupportedVersion):
-                return None
+            except (OSError, Corrupt, UnsupportedVersion):
+                return None  # a hint that cannot be read is none
         stored = sum(chunk.stored_length for chunk in chunks if _is_wanted(chunk, wanted))
         if 2 * stored < record.size:
             return None
@@ -425,9 +452,10 @@ class Sealing:
         if data is None:
             file = self._files.get(segment)
             path = Path(self._job.segments[segment])
-            if file is None:
-                file = self._files[segment] = self._disk.open(path)
-            data = read_write_record(file, path, position, op_seq)
+            with _unreadable_is_damage("journal record", f"{path} at {position}"):
+                if file is None:
+                    file = self._files[segment] = self._disk.open(path)
+                data = read_write_record(file, path, position, op_seq)
             self._records[segment, position] = data
             if len(self._records) > _RECORDS_CACHED:
                 self._records.popitem(last=False)
@@ -460,7 +488,8 @@ class Sealing:
     def _stored(self, item: SealItem, *, use_cache: bool) -> bytes:
         """Return the bytes of a chunk's place: in a base pack, in the block cache, in the store."""
         if is_base_pack(item.source_key):
-            return self._base.read(item.source_key, item.source_offset, item.stored_length)
+            with _unreadable_is_damage("base pack", item.source_key):
+                return self._base.read(item.source_key, item.source_offset, item.stored_length)
         block_bytes = self._cache.block_bytes
         first = item.source_offset // block_bytes
         last = (item.source_offset + item.stored_length - 1) // block_bytes
@@ -487,7 +516,18 @@ class Sealing:
         )
 
     def finish(self) -> CommitBody:
-        """Write the commit's body to the outbox: inline chunks, delta, placements."""
+        """Write the commit's body to the outbox: inline chunks, delta, placements.
+
+        Raises the store's errors and `OSError`; the same call may be made again.
+        """
+        of_packs = [*self._damaged]
+        try:
+            return self._finish()
+        except BaseException:
+            self._damaged = of_packs
+            raise
+
+    def _finish(self) -> CommitBody:
         job = self._job
         bodies: list[bytes] = []
         offset = 0
@@ -511,10 +551,10 @@ class Sealing:
             # The size is not known before the placements are written; it is a bound for
             # read-ahead and a number for people, so the inline part is what counts.
             packs.append((job.seq << 16, log_key(job.seq), "", offset))
-            self._places += [PlacementRow(row[0], job.seq << 16, *row[1:]) for row in rows]
         placements_path = Path(job.outbox) / f"placements-{job.seq}.db"
         placements_path.unlink(missing_ok=True)
-        write_placements(placements_path, packs, self._places)
+        inline = [PlacementRow(row[0], job.seq << 16, *row[1:]) for row in rows]
+        write_placements(placements_path, packs, self._places + inline)
         placements = encode_blob(
             read_gently(placements_path), self._cipher, place=placements_place(job.seq)
         )
@@ -539,37 +579,17 @@ class Sealing:
         self._list.close()
 
 
+@contextmanager
+def _unreadable_is_damage(kind: str, place: str) -> Iterator[None]:
+    """A sector that cannot be read has lost its bytes like one whose bytes rotted."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise Corrupt(kind, place, str(error)) from error
+
+
 def _is_wanted(chunk: PackedChunk, wanted: dict[int, SealItem]) -> bool:
     item = wanted.get(chunk.chunk)
     return item is not None and item.length == chunk.length
-
-
-def read_pack(path: Path, record: PackRecord, cipher: Cipher | None) -> list[PackedChunk]:
-    """Return what lies in a sealed pack of the outbox, every frame of it verified.
-
-    Raises `FileNotFoundError`, `Corrupt` or `UnsupportedVersion`: then it is sealed again.
-    """
-    data = PackBuffer()
-    data.load(path)
-    if pack_hash_of(record.key) != data.sha256.hex()[: len(pack_hash_of(record.key))]:
-        raise Corrupt("pack", str(path), "it does not have the hash in its name")
-    chunks = []
-    for entry in decode_pack_tail(data, len(data), str(path)):
-        stored = memoryview(data)[entry.offset : entry.offset + entry.stored_length]
-        chunk, length, frames = verify_chunk(stored, str(path), cipher)
-        if (chunk, length) != (entry.chunk, entry.length):
-            raise Corrupt("pack", str(path), f"chunk {entry.chunk} is not at its place")
-        chunks.append(PackedChunk(chunk, entry.offset, entry.stored_length, length, frames))
-    return chunks
-
-
-def verify_chunk(stored: Bytes, key: str, cipher: Cipher | None) -> tuple[int, int, bytes]:
-    """Return (chunk id, length, frame table) of a stored chunk of which every frame is intact.
-
-    Raises `Corrupt` or `UnsupportedVersion`.
-    """
-    chunk, length, table = decode_chunk_header(stored, key)
-    for index, frame in enumerate(decode_frame_table(chunk, length, table)):
-        body = memoryview(stored)[frame.offset : frame.offset + frame.stored_length]
-        decode_frame(chunk, index, frame, body, key, cipher)
-    return chunk, length, table

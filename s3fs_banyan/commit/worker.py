@@ -11,6 +11,7 @@ first message and never an argument or an environment variable.
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -20,15 +21,25 @@ from typing import Any, Protocol
 
 import trio
 
-from s3fs_banyan.commit.sealing import CommitBody, LocalBody, SealedPack, Sealing, SealJob
+from s3fs_banyan.commit.sealing import (
+    CommitBody,
+    LocalBody,
+    SealedPack,
+    Sealing,
+    SealingLost,
+    SealJob,
+)
 from s3fs_banyan.errors import BanyanFSError, Corrupt, StoreError, Unavailable
 from s3fs_banyan.runtime import Runtime
 
+log = logging.getLogger(__name__)
+
 _LINE_BYTES_MAX = 1 << 20
 _PACE_S = 0.25
+_AGAIN_S = 0.5
 
 
-class WorkerDied(BanyanFSError):
+class WorkerDied(SealingLost):
     """The worker process ended; the sealing is done again from its beginning."""
 
 
@@ -167,7 +178,12 @@ class WorkerProcess:
         """
         while True:
             await self._expected.wait()
-            stream = self._ensure()
+            try:
+                stream = self._ensure()
+            except OSError as error:
+                log.warning("no worker process can be started just now: %s", error)
+                await trio.sleep(_AGAIN_S)
+                continue
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._pace, stream)
@@ -177,19 +193,24 @@ class WorkerProcess:
                 self._fail_waiting()
             self._drop()
             self._on_restart()
-            await trio.sleep(0.5)
+            await trio.sleep(_AGAIN_S)
 
     def _ensure(self) -> trio.SocketStream:
         self._expected.set()
         if self._stream is None:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._process = subprocess.Popen(  # noqa: S603  # our own module, no shell
-                [sys.executable, "-m", "s3fs_banyan.commit.worker_main", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # niceness counts within a session only: sched(7)
-            )
-            theirs.close()
+            try:
+                self._process = subprocess.Popen(  # noqa: S603  # our own module, no shell
+                    [sys.executable, "-m", "s3fs_banyan.commit.worker_main", str(theirs.fileno())],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # niceness counts within a session only: sched(7)
+                )
+            except BaseException:
+                ours.close()
+                raise
+            finally:
+                theirs.close()
             ours.setblocking(False)  # the socket module's own signature
             self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
             self._buffer.clear()
@@ -199,7 +220,10 @@ class WorkerProcess:
         return self._stream
 
     async def _call(self, method: str, argument: object) -> Any:  # noqa: ANN401  # JSON
-        stream = self._ensure()
+        try:
+            stream = self._ensure()
+        except OSError as error:
+            raise WorkerDied("no worker process can be started just now") from error
         self._next += 1
         number = self._next
         event = self._waiting[number] = trio.Event()
@@ -273,6 +297,8 @@ class WorkerProcess:
 def _error_from(answer: dict[str, Any]) -> BanyanFSError:
     """Make the error that the worker met again; unknown ones are a failed attempt."""
     kind, message = answer["error"], answer["message"]
+    if kind == SealingLost.__name__:
+        return SealingLost(message)
     if kind == "Corrupt":
         return Corrupt("journal record", "of a sealing", message)
     for cls in StoreError.__subclasses__():

@@ -18,12 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from s3fs_banyan.commit.sealing import SealedPack, Sealing, SealJob
+from s3fs_banyan.commit.sealing import SealedPack, Sealing, SealingLost, SealJob
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.data.cache import DiskBlockCache
 from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.journal.disk import RealDisk
-from s3fs_banyan.observe import Metrics, setup_logging
+from s3fs_banyan.observe import Metrics, register_secret, setup_logging
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.open import open_store
 from s3fs_banyan.remote.options import StoreOptions
@@ -103,7 +103,8 @@ class WorkerServer:
             self._end()
             return None
         if self._sealing is None:
-            raise RuntimeError(f"{method} without a sealing")
+            # It began with a process that is no more; this one was started in its place.
+            raise SealingLost(f"{method} without a sealing")
         if method == "seal_pack":
             return _plain(self._sealing.seal_pack(argument))
         if method == "upload":
@@ -136,10 +137,13 @@ def main() -> None:
     setup = json.loads(reader.readline())
     setup_logging(setup["log_level"], setup["log_format"], sys.stderr)
     step_back(int(setup["nice"]))
+    options = StoreOptions(**setup["store"])
+    for secret in options.secrets.values():
+        register_secret(secret)
     metrics = Metrics(process="worker")
     store = open_store(
         setup["url"],
-        StoreOptions(**setup["store"]),
+        options,
         observer=metrics.store,
         way=metrics.store,
         reads=Traffic.PREFETCH,  # compaction: nobody waits for a byte of it

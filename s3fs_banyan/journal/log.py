@@ -408,7 +408,8 @@ class Journal:
             del self._segments[segment.number]
             self.backlog_bytes -= segment.end - SEGMENT_HEADER_BYTES
             spare = segment.path, segment.file
-            if segment.bad:
+            # One of an earlier life may have been made for another size.
+            if segment.bad or segment.file.size() != self._settings.segment_bytes:
                 self.spares.remove(spare)
             else:
                 self.spares.add(spare)

@@ -14,9 +14,16 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from s3fs_banyan.errors import Corrupt, LocalDiskFull
+from s3fs_banyan.errors import Corrupt
 from s3fs_banyan.meta.committed import CommittedView, Head, apply_placements, apply_rows
-from s3fs_banyan.meta.database import attach, disk_full_named, open_database, run_script, runner
+from s3fs_banyan.meta.database import (
+    attach_all,
+    detach_all,
+    disk_full_named,
+    open_database,
+    run_script,
+    runner,
+)
 from s3fs_banyan.meta.tables import BASE_TABLES, STATE_KEYS, base_sql, committed_sql
 from s3fs_banyan.model import Place
 
@@ -119,12 +126,22 @@ class Base:
     ) -> set[int]:
         """Move to a local cut in one synced transaction; returns the base packs still needed.
 
-        Raises `LocalDiskFull`: then nothing has changed.
+        Raises `LocalDiskFull` and `OSError`: then nothing has changed.
         """
         connection = self._writer
-        attach(connection, delta, "delta")
-        attach(connection, placements, "placed")
+        files: dict[str, Path | None] = {"delta": delta, "placed": placements}
+        with disk_full_named("a local cut"):
+            self._apply_files(files, head, cuts)
+        self.head = _read_head(connection)
+        rows: Any = connection.execute("SELECT id FROM pack").fetchall()
+        return {int(row[0]) for row in rows}
+
+    def _apply_files(
+        self, files: Mapping[str, Path | None], head: BaseHead, cuts: Mapping[int, int]
+    ) -> None:
+        connection = self._writer
         try:
+            attach_all(connection, files)
             connection.execute("BEGIN IMMEDIATE").fetchall()
             try:
                 _write_head(connection, head)
@@ -142,14 +159,8 @@ class Base:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK").fetchall()
                 raise
-        except apsw.FullError as error:
-            raise LocalDiskFull(f"the local cut cannot be applied: {error}") from error
         finally:
-            for schema in ("delta", "placed"):
-                connection.execute(f"DETACH {schema}").fetchall()
-        self.head = _read_head(connection)
-        rows: Any = connection.execute("SELECT id FROM pack").fetchall()
-        return {int(row[0]) for row in rows}
+            detach_all(connection, files)
 
     def close(self) -> None:
         """Close both connections."""
@@ -241,9 +252,13 @@ def begin_base(path: Path, source: apsw.Connection, origin: Head, *, vfs: str | 
 
 
 def open_base(path: Path, *, vfs: str | None, volume_id: str) -> Base | None:
-    """Open an existing base.db, None if its making was never finished; raises `Corrupt`."""
+    """Open an existing base.db, None if its making was never finished.
+
+    Raises `Corrupt`, and `LocalDiskFull` and `OSError` if the disk refuses just now.
+    """
     try:
-        writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
+        with disk_full_named(str(path)):
+            writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
         try:
             tables = runner(writer)("SELECT 1 FROM sqlite_master WHERE name = 'head'").fetchall()
             query = "SELECT name, value FROM head"

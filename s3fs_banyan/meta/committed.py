@@ -19,8 +19,9 @@ from s3fs_banyan.errors import Corrupt, LocalDiskFull
 from s3fs_banyan.format.commit import NO_DIGEST, CommitFooter
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.meta.database import (
-    attach,
+    attach_all,
     check_foreign,
+    detach_all,
     disk_full_named,
     make_genesis,
     open_database,
@@ -231,11 +232,9 @@ class Committed:
         A fence (no delta) moves seq and epoch only. Files were checked before (`check_commit`).
         """
         connection = self._writer
-        if delta is not None:
-            attach(connection, delta, "delta")
-        if placements is not None:
-            attach(connection, placements, "placed")
+        files = {"delta": delta, "placed": placements}
         try:
+            attach_all(connection, files)
             connection.execute("BEGIN IMMEDIATE").fetchall()
             try:
                 self._write_head(footer, digest)
@@ -253,9 +252,7 @@ class Committed:
         except apsw.FullError as error:
             raise LocalDiskFull(f"commit {footer.seq} cannot be applied yet: {error}") from error
         finally:
-            for schema, path in (("delta", delta), ("placed", placements)):
-                if path is not None:
-                    connection.execute(f"DETACH {schema}").fetchall()
+            detach_all(connection, files)
         return _read_head(connection)
 
     def _write_head(self, footer: CommitFooter, digest: bytes) -> None:
@@ -312,15 +309,18 @@ class Committed:
         source = open_database(
             self.path, vfs=self.vfs, durable=True, read_only=True, cache_kib=2048
         )
-        target = open_scratch(path)
         try:
-            with disk_full_named("a checkpoint's copy"), target.backup("main", source, "main") as b:
-                while not b.done:
-                    b.step(1024)
-            # A checkpoint is one file: a WAL header would ask for a second one.
-            target.execute("PRAGMA journal_mode = DELETE").fetchall()
+            with disk_full_named("a checkpoint's copy"):
+                target = open_scratch(path)
+                try:
+                    with target.backup("main", source, "main") as backup:
+                        while not backup.done:
+                            backup.step(1024)
+                    # A checkpoint is one file: a WAL header would ask for a second one.
+                    target.execute("PRAGMA journal_mode = DELETE").fetchall()
+                finally:
+                    target.close()
         finally:
-            target.close()
             source.close()
 
     def writer(self) -> apsw.Connection:
@@ -393,15 +393,17 @@ def _read_head(connection: apsw.Connection) -> Head:
 def open_committed(path: Path, *, vfs: str | None, volume_id: str) -> Committed:
     """Open an existing committed.db.
 
-    Raises `Corrupt` if it is in doubt: recovery then makes it from the store.
+    Raises `Corrupt` if it is in doubt: recovery then makes it from the store. Raises
+    `LocalDiskFull` and `OSError` if the disk refuses just now: what it holds may be whole.
     """
     try:
-        writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
-        try:
-            committed = Committed(path, vfs=vfs, writer=writer)
-        except BaseException:
-            writer.close()
-            raise
+        with disk_full_named(str(path)):
+            writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
+            try:
+                committed = Committed(path, vfs=vfs, writer=writer)
+            except BaseException:
+                writer.close()
+                raise
     except (apsw.Error, KeyError, ValueError, TypeError, AttributeError) as error:
         raise Corrupt("database", str(path), str(error)) from error
     if committed.head.volume_id != volume_id:

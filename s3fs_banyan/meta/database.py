@@ -6,7 +6,8 @@ is drained. `run_script` drains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import errno
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,19 @@ def runner(connection: apsw.Connection) -> Callable[..., Any]:
 
 @contextmanager
 def disk_full_named(what: str) -> Iterator[None]:
-    """Turn SQLite's "database or disk is full" into `LocalDiskFull`."""
+    """Turn what SQLite says of the local disk into what everybody else says: is it full or ill?
+
+    Raises `LocalDiskFull`, also for a file that cannot be made at all (`CantOpenError`): there may
+    be no room for its name. Raises `OSError` for an error of input or output.
+    """
     try:
         yield
     except apsw.FullError as error:
         raise LocalDiskFull(f"{what}: the local disk is full") from error
+    except apsw.CantOpenError as error:
+        raise LocalDiskFull(f"{what}: the local disk refuses a new file: {error}") from error
+    except apsw.IOError as error:
+        raise OSError(errno.EIO, f"{what}: {error}") from error
 
 
 def run_script(connection: apsw.Connection, sql: str) -> None:
@@ -94,6 +103,21 @@ def attach(connection: apsw.Connection, path: Path, schema: str, *, vfs: str | N
     """Attach a database file under a schema name."""
     name = f"file:{path}" + (f"?vfs={vfs}" if vfs else "")
     connection.execute(f"ATTACH ? AS {schema}", (name,)).fetchall()
+
+
+def attach_all(connection: apsw.Connection, files: Mapping[str, Path | None]) -> None:
+    """Attach the files that are there, by schema name; `detach_all` follows in any case."""
+    for schema, path in files.items():
+        if path is not None:
+            attach(connection, path, schema)
+
+
+def detach_all(connection: apsw.Connection, schemas: Iterable[str]) -> None:
+    """Detach those of the schemas that are attached: one may have failed before the others."""
+    attached = {row[1] for row in connection.execute("PRAGMA database_list").fetchall()}
+    for schema in schemas:
+        if schema in attached:
+            connection.execute(f"DETACH {schema}").fetchall()
 
 
 def attach_scratch(connection: apsw.Connection, path: Path, schema: str) -> None:

@@ -304,3 +304,22 @@ async def test_a_fence_below_another_log_object_does_not_count(world: World) -> 
         with pytest.raises(Fenced):
             await engine.publisher.take_epoch()
         assert engine.state.committed.head.seq == 0
+
+
+async def test_a_fence_that_was_tried_for_long_does_not_disown_the_directory(world: World) -> None:
+    """The store answers reads and refuses PUTs: the newest fence is this directory's own still."""
+    async with running(world.context()) as engine:
+        await engine.committer.take_epoch()
+        await write_file(engine, b"old", b"old")
+        await engine.committer.commit_once()
+    async with running(world.context()) as engine:
+        await write_file(engine, b"precious", b"acknowledged")
+        await engine.state.wait_durable()
+        losing(world).lose_answers_of("log/", 10**6, effect=False)
+        for _ in range(70):
+            with pytest.raises(Unavailable):
+                await engine.committer.take_epoch()
+    losing(world).lose_answers_of("log/", 0)
+    async with running(world.context()) as engine:
+        assert not engine.state.set_aside
+        assert names(engine) == [b"old", b"precious"]

@@ -340,3 +340,24 @@ async def test_no_more_commits_are_kept_than_a_footer_can_name(
         reclaimer._commit_times = {seq: now - (20 - seq) * 3600 * SECOND_NS for seq in range(20)}
         reclaimer._dense_from = 20
         assert await reclaimer._choose_kept([*range(20)], now) == (15, 16, 17, 18, 19)
+
+
+async def test_a_small_commit_that_rotted_stops_no_reclaim(world: World) -> None:
+    """It may be a fence, so it stays; everything else below the window goes all the same."""
+    async with running(world.context(settings=keeping(0, 0))) as engine:
+        await engine.committer.take_epoch()
+        rotten = log_key(engine.state.committed.head.seq)
+        data = bytearray(world.store.read(rotten))
+        data[len(data) // 2] ^= 1
+        world.store.write(rotten, bytes(data))
+        for _ in range(3):
+            await replace_large(engine, b"large")
+            await checkpointed_commit(engine)
+            world.runtime.now_ns += 3600 * SECOND_NS
+        assert len(keys(world, PACK_PREFIX)) == 3
+        for _ in range(3):
+            await round_with_commit(engine)
+            await engine.checkpointer.write_now()
+            world.runtime.now_ns += 3600 * SECOND_NS
+        assert len(keys(world, PACK_PREFIX)) == 1
+        assert rotten in keys(world)

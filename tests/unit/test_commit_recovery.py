@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -12,7 +14,14 @@ import trio
 from s3fs_banyan.app.engine import Engine
 from s3fs_banyan.commit.checkpointer import Checkpointer
 from s3fs_banyan.commit.log_store import CommitLog
-from s3fs_banyan.errors import Corrupt, DataError, InputOutput, ObjectMissing, UnsupportedVersion
+from s3fs_banyan.errors import (
+    BanyanFSError,
+    Corrupt,
+    DataError,
+    InputOutput,
+    ObjectMissing,
+    UnsupportedVersion,
+)
 from s3fs_banyan.format.keys import (
     CHECKPOINT_PIECE_PREFIX,
     checkpoint_key,
@@ -20,9 +29,11 @@ from s3fs_banyan.format.keys import (
     log_key,
 )
 from s3fs_banyan.format.record import SEGMENT_HEADER_BYTES
+from s3fs_banyan.meta import database
 from s3fs_banyan.meta.committed import create_committed
 from s3fs_banyan.meta.tables import STATE_COLUMNS
 from tests.unit.engine_kit import VOLUME, World, names, read_file, running, write_file
+from tests.unit.test_review_recovery import away
 
 pytestmark = pytest.mark.allow_log_warnings
 
@@ -100,6 +111,31 @@ async def test_committed_db_in_doubt_comes_from_the_store(world: World) -> None:
     path.write_bytes(b"garbage" * 1000)
     async with running(world.context(boot="boot-2")) as engine:
         assert [await read_file(engine, n) for n in (b"a", b"b")] == [b"committed", b"journaled"]
+
+
+async def test_a_committed_db_that_cannot_be_opened_for_a_moment_is_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No doubt about its bytes: while the store is away it is all that the mount has."""
+    async with running(world.context()) as engine:
+        await engine.committer.take_epoch()
+        await write_file(engine, b"a", b"committed")
+        await engine.committer.commit_once()
+    _, store = away(world.store)
+    real = database.open_database
+
+    def open_database(path: Path, **options: Any) -> apsw.Connection:  # noqa: ANN401
+        if path.name == "committed.db":
+            raise apsw.CantOpenError("unable to open database file")
+        return real(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("s3fs_banyan.meta.committed.open_database", open_database)
+        with contextlib.suppress(BanyanFSError, apsw.Error):
+            async with running(world.context(store=store)):
+                pass
+    async with running(world.context(store=store)) as engine:
+        assert names(engine) == [b"a"]
 
 
 async def test_a_lost_disk_gives_the_last_commit(world: World) -> None:

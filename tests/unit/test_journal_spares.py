@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from s3fs_banyan.journal.replay import segment_files
+from s3fs_banyan.journal.replay import ReplayEnd, replay, segment_files
 from tests.unit.journal_kit import DIRECTORY, SEGMENT, VOLUME_ID, Bench, write
 
 
@@ -204,3 +205,29 @@ async def test_a_segment_that_cannot_be_removed_keeps_its_bytes(
         await trio.sleep(1)
         nursery.cancel_scope.cancel()
     assert not bench.disk.files[path].is_freed
+
+
+async def test_a_journal_of_another_segment_size_writes_to_segments_of_that_size() -> None:
+    """A recycled file of the size before would grow under its records, and its blocks move."""
+    bench = Bench()
+    journal = bench.begin(spares=3)
+    for number in range(1, 7):
+        journal.append(write(number, 60_000))
+    await journal.wait_synced(6)
+    end = ReplayEnd(op_seq=0, chain=0)
+    found = segment_files(bench.disk, DIRECTORY, VOLUME_ID)
+    list(replay(bench.disk, found, 0, 0, end))
+    bench.settings = replace(bench.settings, segment_bytes=2 * SEGMENT)
+    again = bench.journal = bench.open()
+    again.adopt(found, end.used)
+    again.begin(end.op_seq, end.chain)
+    again.recycle(end.op_seq)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(again.spares.run)
+        for number in range(7, 40):
+            while not again.has_room(60_000):
+                await again.wait_changed()
+            again.append(write(number, 60_000))
+            assert bench.current().size() == 2 * SEGMENT
+        nursery.cancel_scope.cancel()
+    await again.wait_synced(39)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
+import apsw
 import pytest
 import trio
+import trio.testing
 
 from s3fs_banyan.app.mount import _drain
 from s3fs_banyan.commit.sealing import SealJob
+from s3fs_banyan.errors import BanyanFSError
 from s3fs_banyan.format.keys import PACK_PREFIX, pack_key
 from s3fs_banyan.journal.segment import JournalSettings
+from s3fs_banyan.meta import database
 from tests.unit.engine_kit import ROOT, World, engine_settings, names, running, write_file
+from tests.unit.process_like import drained_within
 from tests.unit.test_review_recovery import away
 
 pytestmark = pytest.mark.allow_log_warnings
@@ -162,5 +169,30 @@ async def test_a_commit_that_failed_is_made_again_without_a_new_change(
                 world.runtime.now_ns += 10 * 10**9
                 await trio.sleep(10)
         nursery.cancel_scope.cancel()
+    async with running(world.context("other"), takeover=True) as other:
+        assert names(other) == [b"a"]
+
+
+async def test_a_commit_that_could_not_be_applied_once_is_applied_later(
+    world: World, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A database of it that cannot be opened for a moment must leave nothing behind."""
+    del autojump_clock
+    real, failures = database.attach, [1]
+
+    def attach(connection: apsw.Connection, path: Path, schema: str, **options: Any) -> None:  # noqa: ANN401
+        if schema == "placed" and failures:
+            failures.pop()
+            raise apsw.CantOpenError("unable to open database file")
+        real(connection, path, schema, **options)
+
+    async with running(world.context()) as engine:
+        await engine.committer.take_epoch()
+        await write_file(engine, b"a", b"one")
+        monkeypatch.setattr("s3fs_banyan.meta.database.attach", attach)
+        with contextlib.suppress(apsw.Error, BanyanFSError):
+            await engine.committer.commit_once()
+        assert not failures
+        assert await drained_within(engine)
     async with running(world.context("other"), takeover=True) as other:
         assert names(other) == [b"a"]

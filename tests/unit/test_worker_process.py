@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,8 @@ import pytest
 import trio
 import trio.testing
 
-from s3fs_banyan.commit.sealing import SealJob
-from s3fs_banyan.commit.worker import WorkerProcess
+from s3fs_banyan.commit.sealing import SealedPack, SealingLost, SealJob
+from s3fs_banyan.commit.worker import WorkerDied, WorkerProcess
 from s3fs_banyan.commit.worker_main import WorkerServer
 from s3fs_banyan.data.cache import DiskBlockCache
 from s3fs_banyan.errors import BanyanFSError
@@ -24,6 +28,38 @@ from s3fs_banyan.remote.layers import MeterLayer
 from s3fs_banyan.remote.memory import MemoryStore
 from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.transfers import InlineTransfers
+
+
+def setup_in(directory: Path, store: StoreOptions | None = None) -> dict[str, object]:
+    """Return the first message to a process whose store and cache are in the directory."""
+    (directory / "store").mkdir()
+    return {
+        "url": f"file://{directory}/store",
+        "store": asdict(store or StoreOptions()),
+        "cache": str(directory / "blocks"),
+        "cache_bytes": 16 << 20,
+        "block_bytes": 256 << 10,
+        "log_level": "warning",
+        "log_format": "text",
+        "nice": 0,
+        "cipher": None,
+        "uploads": 4,
+    }
+
+
+def job_in(directory: Path) -> SealJob:
+    """Return a job that fails: what is to be sealed is not there."""
+    return SealJob(
+        seal_db=str(directory / "absent" / "seal.db"),
+        delta_db="",
+        outbox=str(directory),
+        segments={},
+        epoch=1,
+        seq=1,
+        pack_bytes=1,
+        inline_bytes_max=1,
+        base_packs=str(directory / "base"),
+    )
 
 
 def test_each_answer_carries_what_was_counted_since_the_last(tmp_path: Path) -> None:
@@ -60,32 +96,10 @@ async def test_process_reports_and_takes_the_word_to_yield(tmp_path: Path) -> No
             asked.set()
         return 0.5
 
-    (tmp_path / "store").mkdir()
-    setup = {
-        "url": f"file://{tmp_path}/store",
-        "store": asdict(StoreOptions()),
-        "cache": str(tmp_path / "blocks"),
-        "cache_bytes": 16 << 20,
-        "block_bytes": 256 << 10,
-        "log_level": "warning",
-        "log_format": "text",
-        "nice": 0,
-        "cipher": None,
-        "uploads": 4,
-    }
     restarted = trio.Event()
+    setup = setup_in(tmp_path)
     worker = WorkerProcess(setup, on_restart=restarted.set, on_report=reports.append, share=share)
-    job = SealJob(
-        seal_db=str(tmp_path / "absent" / "seal.db"),
-        delta_db="",
-        outbox=str(tmp_path),
-        segments={},
-        epoch=1,
-        seq=1,
-        pack_bytes=1,
-        inline_bytes_max=1,
-        base_packs=str(tmp_path / "base"),
-    )
+    job = job_in(tmp_path)
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(worker.run)
@@ -107,3 +121,106 @@ async def test_process_reports_and_takes_the_word_to_yield(tmp_path: Path) -> No
     worker.close()
     assert len(reports) == 3
     assert all(set(report) == {"counted", "gauges"} for report in reports)
+
+
+@pytest.mark.allow_log_warnings
+async def test_process_that_cannot_be_started_just_now_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fork(2) fails at the limit of a unit's tasks, for a moment: no reason to end a mount."""
+    start: Any = subprocess.Popen
+    tries = 0
+    started = trio.Event()
+
+    def refusing_once(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # as the class has them
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        started.set()
+        return start(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", refusing_once)
+    worker = WorkerProcess(setup_in(tmp_path), on_restart=lambda: None)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker.run)
+            worker.expect()
+            await started.wait()
+            assert worker.pid is not None
+            nursery.cancel_scope.cancel()
+    worker.close()
+    assert tries == 2
+
+
+async def test_request_without_a_process_fails_as_if_it_had_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The committer knows that error: it does the sealing again."""
+
+    def refusing(*args: object, **kwargs: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(subprocess, "Popen", refusing)
+    worker = WorkerProcess(setup_in(tmp_path), on_restart=lambda: None)
+    with trio.fail_after(60), pytest.raises(WorkerDied):
+        await worker.begin(job_in(tmp_path))
+    worker.close()
+
+
+TELLING_WORKER = """
+import logging
+import s3fs_banyan.commit.worker_main as worker
+
+def open_store(url, options, **_):
+    logging.getLogger("s3fs_banyan").warning(
+        "%s and %s", options.secret_key, options.session_token
+    )
+    raise SystemExit
+
+worker.open_store = open_store
+worker.main()
+"""
+"""A worker process in which something logs what it should not."""
+
+
+def test_process_keeps_the_store_s_secrets_out_of_its_log(tmp_path: Path) -> None:
+    """The daemon knows them for its log; so must the other process that has one."""
+    options = StoreOptions(
+        access_key="some-access-key",
+        secret_key="very-secret-key-material",
+        session_token="very-secret-session-token",
+    )
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.sendall((json.dumps(setup_in(tmp_path, options)) + "\n").encode())
+        with theirs:
+            done = subprocess.run(
+                [sys.executable, "-c", TELLING_WORKER, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                capture_output=True,
+                check=True,
+                timeout=60,
+                text=True,
+            )
+    assert done.stderr.count("***") == 2
+    assert "very-secret" not in done.stderr
+
+
+async def test_a_fresh_process_that_is_asked_for_an_old_sealing_has_lost_it(
+    tmp_path: Path,
+) -> None:
+    """The sealing went with the process before it: only to begin again is of any use."""
+    restarted = trio.Event()
+    worker = WorkerProcess(setup_in(tmp_path), on_restart=restarted.set)
+    with contextlib.closing(worker), trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker.run)
+            with pytest.raises(BanyanFSError):
+                await worker.begin(job_in(tmp_path))
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
+            await restarted.wait()
+            with pytest.raises(SealingLost):
+                await worker.upload(SealedPack(number=0, key="pack/1/x", size=1))
+            nursery.cancel_scope.cancel()

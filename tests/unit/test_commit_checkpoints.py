@@ -1,0 +1,150 @@
+"""Checkpoints go on: after a copy that failed, a sending that failed, a piece that was lost."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+import trio
+import trio.testing
+
+from s3fs_banyan.app.engine import Engine
+from s3fs_banyan.commit import log_store
+from s3fs_banyan.commit.log_store import CommitLog
+from s3fs_banyan.errors import BanyanFSError
+from s3fs_banyan.format.keys import checkpoint_piece_key
+from s3fs_banyan.meta import database
+from tests.unit.engine_kit import ROOT, World, running, write_file
+
+pytestmark = pytest.mark.allow_log_warnings
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """A world of one machine, a."""
+    return World(tmp_path)
+
+
+@asynccontextmanager
+async def mounted(world: World) -> AsyncIterator[Engine]:
+    """Run a writer whose checkpoints are sent in the background, as those of a mount are."""
+    async with running(world.context()) as engine, trio.open_nursery() as nursery:
+        engine.reclaimer.nursery = nursery
+        await engine.committer.take_epoch()
+        yield engine
+        nursery.cancel_scope.cancel()
+
+
+async def commit_with_checkpoint(engine: Engine, name: bytes) -> None:
+    """Commit a file, want a checkpoint with it, and leave time to send it."""
+    await write_file(engine, name, b"x")
+    engine.checkpointer.wanted = True
+    await engine.committer.commit_once()
+    await trio.sleep(60)
+
+
+async def test_a_copy_that_failed_once_stops_no_later_checkpoint(
+    world: World, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Without them reclaim stands still, and a cold start folds every commit there is."""
+    del autojump_clock
+
+    def copy_to(path: Path) -> None:
+        raise OSError(errno.EIO, f"Input/output error: {path}")
+
+    async with mounted(world) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.state.committed, "copy_to", copy_to)
+            with contextlib.suppress(OSError):
+                await commit_with_checkpoint(engine, b"first")
+        assert not engine.checkpointer.kept
+        for number in range(3):
+            await commit_with_checkpoint(engine, b"later-%d" % number)
+        assert engine.checkpointer.kept
+
+
+async def test_a_copy_that_could_not_be_opened_once_stops_no_later_checkpoint(
+    world: World, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """So SQLite says that a full disk has no room for a new file."""
+    del autojump_clock
+    real = database.open_scratch
+
+    def open_scratch(path: Path, **options: Any) -> apsw.Connection:  # noqa: ANN401
+        if path.name.startswith("checkpoint-"):
+            raise apsw.CantOpenError("unable to open database file")
+        return real(path, **options)
+
+    async with mounted(world) as engine:
+        with monkeypatch.context() as patch:
+            patch.setattr("s3fs_banyan.meta.committed.open_scratch", open_scratch)
+            with contextlib.suppress(apsw.Error, BanyanFSError):
+                await commit_with_checkpoint(engine, b"first")
+        assert not engine.checkpointer.kept
+        for number in range(3):
+            await commit_with_checkpoint(engine, b"later-%d" % number)
+        assert engine.checkpointer.kept
+
+
+async def test_a_copy_that_cannot_be_read_back_ends_no_mount(
+    world: World, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A checkpoint is a convenience: an error of the local disk costs this one only."""
+    del autojump_clock
+    real, failures = CommitLog.write_checkpoint, [1]
+
+    def write_checkpoint(self: CommitLog, *arguments: Any) -> object:  # noqa: ANN401
+        if failures:
+            failures.pop()
+            raise OSError(errno.EIO, "Input/output error")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(CommitLog, "write_checkpoint", write_checkpoint)
+    async with mounted(world) as engine:
+        for number in range(3):
+            await commit_with_checkpoint(engine, b"file-%d" % number)
+        assert not failures
+        assert engine.checkpointer.kept
+
+
+async def _read_back(engine: Engine, name: bytes) -> bool:
+    """Commit a file and write a checkpoint; tells whether all of it is in the store."""
+    await write_file(engine, name, b"x")
+    await engine.committer.commit_once()
+    await engine.checkpointer.write_now()
+    return await engine.reclaimer._verify(engine.checkpointer.kept[-1])
+
+
+@pytest.mark.parametrize("restarts", [False, True], ids=["same life", "next life"])
+async def test_a_piece_that_was_lost_is_sent_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, restarts: bool
+) -> None:
+    """It is shared by all checkpoints until its pages change: none of them can be used."""
+    monkeypatch.setattr(log_store, "CHECKPOINT_PIECE_BYTES", 16384)
+    found = []
+    async with running(world.context()) as engine:
+        await engine.committer.take_epoch()
+        for number in range(3000):
+            await engine.filesystem.create(1, b"file-%06d" % number + b"y" * 200, 0o644, 0, ROOT)
+        assert await _read_back(engine, b"one")
+        await write_file(engine, b"two", b"x")
+        await engine.committer.commit_once()
+        await engine.checkpointer.write_now()
+        log = CommitLog(world.store, world.root, None)
+        first, second = (set(log.read_manifest(seq).pieces) for seq in engine.checkpointer.kept)
+        assert first & second, "pieces that did not change are shared"
+        world.store.delete([checkpoint_piece_key(min(first & second))])
+        if not restarts:
+            assert not await engine.reclaimer._verify(engine.checkpointer.kept[-1])
+            found = [await _read_back(engine, b"later-%d" % number) for number in range(3)]
+    if restarts:
+        async with running(world.context()) as engine:
+            await engine.committer.take_epoch()
+            found = [await _read_back(engine, b"later-%d" % number) for number in range(3)]
+    assert found[-1], "the lost piece is named by every checkpoint and never sent"

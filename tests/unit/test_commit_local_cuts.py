@@ -1,0 +1,207 @@
+"""Local cuts: what they keep while the store is away, and afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from s3fs_banyan.app.engine import Engine
+from s3fs_banyan.commit.context import EngineSettings
+from s3fs_banyan.errors import Corrupt, Unavailable
+from s3fs_banyan.format.keys import LOG_PREFIX
+from s3fs_banyan.journal.disk import RealDisk
+from s3fs_banyan.journal.segment import JournalSettings
+from s3fs_banyan.remote.base import FileMeta
+from tests.unit.counting_store import CountingStore
+from tests.unit.engine_kit import SECOND_NS, World, engine_settings, names, running, write_file
+from tests.unit.process_like import drained_within
+from tests.unit.test_commit_outbox import remove
+
+pytestmark = pytest.mark.allow_log_warnings
+MIB = 1 << 20
+
+
+class LossyStore(CountingStore):
+    """Takes no packs while it is away; loses an answer and flips a bit of the next look."""
+
+    loses_answer = False
+    flips = False
+
+    def write(
+        self,
+        path: str,
+        data: bytes | bytearray | memoryview,
+        *,
+        if_absent: bool = False,
+        storage_class: str = "",
+    ) -> FileMeta:
+        meta = super().write(path, data, if_absent=if_absent, storage_class=storage_class)
+        if self.loses_answer and path.startswith(LOG_PREFIX):
+            self.loses_answer, self.flips = False, True
+            raise Unavailable("injected: the answer was lost")
+        return meta
+
+    def stat(self, path: str) -> FileMeta:
+        if self.is_away:
+            raise Unavailable("injected: the store is away")
+        return super().stat(path)
+
+    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        data = bytes(super().read(path, offset=offset, length=length))
+        if self.flips and path.startswith(LOG_PREFIX):
+            self.flips = False
+            return data[:-20] + bytes([data[-20] ^ 1]) + data[-19:]
+        return data
+
+
+@pytest.fixture
+def store() -> LossyStore:
+    """The store of `world`."""
+    return LossyStore(clock=lambda: 1_700_000_000 * SECOND_NS)
+
+
+@pytest.fixture
+def world(tmp_path: Path, store: LossyStore) -> World:
+    """A world whose store can be away."""
+    world = World(tmp_path)
+    world.store = store
+    return world
+
+
+def cutting(local_cut_bytes: int) -> EngineSettings:
+    """Return settings with which the journal is soon worth a local cut."""
+    journal = JournalSettings(segment_bytes=1 << 20, spares=2, free_bytes_min=0)
+    return engine_settings(journal=journal, local_cut_bytes=local_cut_bytes, give_up_s=0.0)
+
+
+async def cut_locally(engine: Engine) -> None:
+    """Let the committer find that the store is away, until it has made a local cut."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.committer.run)
+        engine.state.request_commit()
+        for _ in range(600):
+            await trio.sleep(1)
+            if engine.ctx.metrics.local_cuts.read():
+                break
+        nursery.cancel_scope.cancel()
+    assert engine.ctx.metrics.local_cuts.read(), "no local cut was made"
+
+
+class DyingDisk(RealDisk):
+    """Dies before the given one of its changes to names."""
+
+    def __init__(self, changes_left: int) -> None:
+        super().__init__()
+        self.changes_left = changes_left
+
+    def _change(self) -> None:
+        if not self.changes_left:
+            raise KeyboardInterrupt
+        self.changes_left -= 1
+
+    def rename(self, old: Path, new: Path) -> None:
+        self._change()
+        super().rename(old, new)
+
+    def make_directory(self, path: Path) -> None:
+        self._change()
+        super().make_directory(path)
+
+    def unlink(self, path: Path) -> None:
+        self._change()
+        super().unlink(path)
+
+
+async def test_setting_local_cuts_aside_survives_a_death_at_any_step(
+    world: World, store: LossyStore, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Base packs hold the bytes of fsyncs that were answered, and the journal has let them go."""
+    del autojump_clock
+    settings = cutting(100_000)
+    async with running(world.context(settings=settings)) as engine:
+        await engine.committer.take_epoch()
+        await write_file(engine, b"base", b"base")
+        await engine.committer.commit_once()
+        await write_file(engine, b"precious", os.urandom(300_000))
+        await engine.state.wait_durable()
+        store.is_away = True
+        await cut_locally(engine)
+    store.is_away = False
+    packs = {path.read_bytes() for path in (world.root / "a" / "base").iterdir()}
+    assert packs
+    async with running(world.context("b"), writer=b"b" * 16, takeover=True) as other:
+        await other.committer.take_epoch()
+    for step in range(100):
+        machine = f"killed-{step}"
+        shutil.copytree(world.root / "a", world.root / machine)
+        dying = replace(world.context(machine, settings=settings), disk=DyingDisk(step))
+        survived = False
+        with contextlib.suppress(KeyboardInterrupt):
+            async with running(dying, takeover=True):
+                survived = True
+        async with running(world.context(machine, settings=settings), takeover=True):
+            pass
+        shutil.rmtree(world.root / machine / "outbox")  # of no use after a takeover
+        left = {p.read_bytes() for p in (world.root / machine).rglob("*") if p.is_file()}
+        assert packs <= left, f"lost by a death before step {step}"
+        shutil.rmtree(world.root / machine)
+        if survived:
+            return
+    raise AssertionError("it never ends")
+
+
+async def test_what_died_behind_a_commit_that_may_have_arrived_stays_dead(
+    world: World, store: LossyStore, autojump_clock: trio.testing.MockClock
+) -> None:
+    """That commit is adopted later, with rows that a local cut must not have forgotten."""
+    del autojump_clock
+    async with running(world.context(settings=cutting(100_000))) as engine:
+        await engine.committer.take_epoch()
+        await write_file(engine, b"doomed", b"doomed" * 100)
+        store.loses_answer = True
+        with contextlib.suppress(Corrupt):
+            await engine.committer.commit_once()
+        await remove(engine, b"doomed")
+        await write_file(engine, b"other", os.urandom(200_000))
+        store.is_away = True
+        await cut_locally(engine)
+        store.is_away = False
+        await write_file(engine, b"more", b"more")
+        assert await drained_within(engine), engine.committer.last_error
+    async with running(world.context("elsewhere"), takeover=True) as other:
+        assert sorted(names(other)) == [b"more", b"other"]
+
+
+async def test_a_store_that_answers_but_takes_no_packs_is_away(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Without local cuts the journal fills up with what has died, and writers wait for ever."""
+    del autojump_clock
+    world = World(tmp_path)
+    world.store = store = CountingStore(clock=lambda: world.runtime.now_ns)
+    store.is_away = True
+    settings = engine_settings(
+        local_cut_bytes=2 * MIB, dirty_bytes_max=16 * MIB, give_up_s=0.0, commit_interval_s=1.0
+    )
+    async with running(world.context(settings=settings)) as engine:
+        await engine.committer.take_epoch()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(engine.committer.run)
+            with trio.move_on_after(120) as scope:
+                for number in range(30):
+                    world.runtime.now_ns += 2 * SECOND_NS
+                    name = b"file-%d" % (number % 2)
+                    if name in names(engine):
+                        await remove(engine, name)
+                    await write_file(engine, name, os.urandom(MIB))
+                    await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+        assert not scope.cancelled_caught, "the writer waits for ever"
+        assert engine.ctx.metrics.local_cuts.read()
