@@ -31,7 +31,7 @@ class ExitCode(IntEnum):
     FUSE = 6
     """This machine cannot mount: no /dev/fuse, or no permission."""
     LOCAL = 7
-    """The local directory is in use, belongs to another volume, or is a copy."""
+    """The local directory cannot be used, or is another mount's; standard output is lost."""
     WRITER = 8
     """Another writer owns the volume, or the store's history is not this mount's."""
     DAMAGE = 9

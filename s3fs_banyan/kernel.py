@@ -148,6 +148,12 @@ def mount_source(mountpoint: Path) -> str | None:
     return entry[1] if entry else None
 
 
+def is_mount(path: Path) -> bool:
+    """Tell whether anything is mounted at exactly this path, from /proc; never touches it."""
+    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    return any(_unescape(line.split(" ")[4]) == str(path) for line in lines)
+
+
 def _device_of(mountpoint: Path) -> str | None:
     entry = _mountinfo(mountpoint)
     return entry[0] if entry else None

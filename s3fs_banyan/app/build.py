@@ -81,7 +81,12 @@ def store_url(url: str | None, config: Config) -> str:
 
 
 def connect(
-    url: str, config: Config, metrics: Metrics | None = None, *, create: bool = False
+    url: str,
+    config: Config,
+    metrics: Metrics | None = None,
+    *,
+    create: bool = False,
+    is_known: bool = False,
 ) -> RetryLayer:
     """Open the store with its layers; see `open_store` for what it raises."""
     observer = metrics.store if metrics is not None else None
@@ -90,7 +95,13 @@ def connect(
         metrics.store_requests.use_prices(standard, config.cost.egress)
     options = store_options(config)
     return open_store(
-        url, options, observer=observer, verified=observer, way=observer, create=create
+        url,
+        options,
+        observer=observer,
+        verified=observer,
+        way=observer,
+        create=create,
+        is_known=is_known,
     )
 
 

@@ -31,6 +31,7 @@ from s3fs_banyan.commit.local import (
     check_identity,
     directory_ino,
     load_identity,
+    must_be_usable,
     store_identity,
 )
 from s3fs_banyan.commit.log_store import CommitLog
@@ -182,7 +183,8 @@ def run_read_only_mount(request: MountRequest, on_ready: Callable[[], None]) -> 
         root = request.cache_dir or request.config.cache.directory / f"{volume.volume_id}.follower"
         local = LocalDirectory(root=root)
         local.make()
-        lock = DirectoryLock(local.lock)
+        with must_be_usable(local.root):
+            lock = DirectoryLock(local.lock)
         try:
             _claim(local, volume)
             follower = Follower(request, store, volume, root, cipher)

@@ -32,8 +32,10 @@ from s3fs_banyan.commit.local import (
     check_identity,
     directory_ino,
     find_directory_of,
+    has_served,
     load_identity,
     load_local_volume,
+    must_be_usable,
     store_identity,
     store_local_keyring,
     store_local_volume,
@@ -101,12 +103,15 @@ def run_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:
     check_mountpoint(request.mountpoint)
     runtime = RealRuntime(failpoint=request.failpoint or None)
     metrics = Metrics()
-    store = connect(request.url, request.config, metrics)
-    volume, local, online = _find_volume(request, store)
+    used = _directory_used_before(request)
+    is_known = used is not None and has_served(used, request.url)
+    store = connect(request.url, request.config, metrics, is_known=is_known)
+    volume, local, online = _find_volume(request, store, used)
     unlocked = unlock(store, volume, request.config.encryption, local, online=online)
     data_key = unlocked[0] if unlocked else None
     local.make()
-    lock = DirectoryLock(local.lock)
+    with must_be_usable(local.root):
+        lock = DirectoryLock(local.lock)
     try:
         identity = _claim_directory(local, volume, runtime)
         if online:
@@ -133,9 +138,10 @@ def run_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:
             settings=engine_settings(request.config),
             cipher=data_key.cipher() if data_key else None,
         )
-        ctx.disk.make_directory(local.journal)
-        local.sync_names(ctx.disk)
-        local.tidy_outbox()
+        with must_be_usable(local.root):
+            ctx.disk.make_directory(local.journal)
+            local.sync_names(ctx.disk)
+            local.tidy_outbox()
         config = request.config.cache
         cache = DiskBlockCache(
             local.blocks,
@@ -153,24 +159,30 @@ def run_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:
 # --- checks ------------------------------------------------------------------------------
 
 
+def _directory_used_before(request: MountRequest) -> LocalDirectory | None:
+    """Return the local directory if this volume was mounted with it before."""
+    given = LocalDirectory(root=request.cache_dir) if request.cache_dir else None
+    local = given or find_directory_of(request.config.cache.directory, request.url)
+    return local if local is not None and load_local_volume(local) is not None else None
+
+
 def _find_volume(
-    request: MountRequest, store: RetryLayer
+    request: MountRequest, store: RetryLayer, used: LocalDirectory | None
 ) -> tuple[VolumeDescriptor, LocalDirectory, bool]:
     """Return the descriptor, the local directory, and whether the store answered.
 
     Where the local directory is enough it is not waited long for a store that is away.
     """
     given = LocalDirectory(root=request.cache_dir) if request.cache_dir else None
-    local = given or find_directory_of(request.config.cache.directory, request.url)
-    known = load_local_volume(local) if local else None
+    known = load_local_volume(used) if used else None
     try:
         with store.within(_STORE_AWAY_S) if known else nullcontext():
             volume = read_volume(store)
     except StoreError as error:
-        if known is None or local is None or not error.retryable:
+        if known is None or used is None or not error.retryable:
             raise
         log.warning("the store cannot be reached, mounting from the local state: %s", error)
-        return known, local, False
+        return known, used, False
     if given is None:
         given = LocalDirectory(root=default_cache_directory(request.config, volume.volume_id))
     if volume.features_read_only:

@@ -205,8 +205,9 @@ class View:
 
 
 def _no_such(path: bytes, why: str) -> UsageError:
-    shown = path.decode("utf-8", "backslashreplace")
-    return UsageError(f"/{shown.lstrip('/')}: {why}", exit_code=ExitCode.USAGE)
+    text = path.decode("utf-8", "backslashreplace").lstrip("/")
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return UsageError(f"/{shown}: {why}", exit_code=ExitCode.USAGE)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import trio
 
 from s3fs_banyan.app.control import ask, control_path
 from s3fs_banyan.errors import ExitCode, UsageError
-from s3fs_banyan.kernel import mount_source
+from s3fs_banyan.kernel import is_mount, mount_source
 
 _ANSWER_S = 30.0
 
@@ -70,12 +70,18 @@ def status_of(place: Path) -> dict[str, Any]:
     if found is not None:
         return found
     if mount_source(place) is None:
-        raise UsageError(f"{place} is not mounted", exit_code=ExitCode.MOUNTPOINT)
+        raise not_ours(place)
     raise UsageError(
         f"{place} is mounted, but no daemon answers: it has ended. Unmount it with s3fs-banyan "
         "umount, and mount it again: nothing that was answered is lost",
         exit_code=ExitCode.DAEMON,
     )
+
+
+def not_ours(place: Path) -> UsageError:
+    """Return what to say where no mount of ours is."""
+    why = "is not a mount of s3fs-banyan" if is_mount(place) else "is not mounted"
+    return UsageError(f"{place} {why}", exit_code=ExitCode.MOUNTPOINT)
 
 
 def ended(place: Path) -> UsageError:

@@ -32,7 +32,7 @@ from s3fs_banyan.cli.options import (
 )
 from s3fs_banyan.cli.output import print_json, print_line, progress_bar, time_text
 from s3fs_banyan.config import Config
-from s3fs_banyan.errors import ExitCode, InputOutput, UsageError
+from s3fs_banyan.errors import ConfigError, ExitCode, InputOutput, UsageError
 
 _WORDS_HELP = "The store (s3://... or file:///...) and the path in the volume."
 
@@ -178,7 +178,7 @@ def cat(
     with view_of(url, found) as view:
         entry = view.find(os.fsencode(path))
         if not entry.is_file:
-            raise UsageError(f"{path} is no regular file", exit_code=ExitCode.USAGE)
+            raise UsageError(f"{path or '/'} is no regular file", exit_code=ExitCode.USAGE)
         try:
             trio.run(_write_out, view, entry)
         except InputOutput as error:
@@ -223,10 +223,14 @@ def cp(
     )
     usage = "s3fs-banyan cp [-r] [STORE] PATH LOCAL_DEST"
     url, (path, destination) = take_store(words, found, usage, range(2, 3))
+    if not destination:
+        raise ConfigError(f"LOCAL_DEST needs a value. Usage: {usage}")
     with view_of(url, found) as view:
         top = view.find(os.fsencode(path))
         if top.is_directory and not recursive:
-            raise UsageError(f"{path} is a directory: copy it with -r", exit_code=ExitCode.USAGE)
+            raise UsageError(
+                f"{path or '/'} is a directory: copy it with -r", exit_code=ExitCode.USAGE
+            )
         target = Path(destination)
         if target.is_dir() and top.path:
             target /= os.fsdecode(top.name)

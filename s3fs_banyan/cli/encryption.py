@@ -10,7 +10,7 @@ import typer
 from pydantic import SecretStr
 
 from s3fs_banyan.app.build import connect
-from s3fs_banyan.app.encryption import check_new_secrets, find_secrets, rekey
+from s3fs_banyan.app.encryption import check_new_secrets, find_secrets, rekey, unlock
 from s3fs_banyan.app.volume import read_volume
 from s3fs_banyan.cli.options import (
     ConfigOption,
@@ -20,6 +20,7 @@ from s3fs_banyan.cli.options import (
     PassphraseFileOption,
     RegionOption,
     settings,
+    some_path,
     take_store,
 )
 from s3fs_banyan.cli.output import print_json, print_line
@@ -28,6 +29,7 @@ from s3fs_banyan.errors import ExitCode, UsageError
 from s3fs_banyan.format.keyring import Secret
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.observe import register_secret
+from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.runtime import RealRuntime
 
 
@@ -82,6 +84,21 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="volume")
 
 
+def _with_present_key(store: RemoteFileSystem, volume: VolumeDescriptor, config: Config) -> Config:
+    """Return the configuration with the key that opens the volume, before a new one is asked for.
+
+    Raises `UsageError` if there is none, or if the volume is plain.
+    """
+    if not volume.is_encrypted:
+        raise UsageError(
+            f"volume {volume.volume_id} is not encrypted: mkfs --encrypt makes one",
+            exit_code=ExitCode.KEY,
+        )
+    found = ask_passphrase(config, volume)
+    unlock(store, volume, found.encryption)
+    return found
+
+
 def rekey_volume(
     store: Annotated[
         list[str] | None,
@@ -89,10 +106,15 @@ def rekey_volume(
     ] = None,
     new_passphrase_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="File whose only line is a new passphrase."),
+        typer.Option(
+            metavar="FILE",
+            help="File whose only line is a new passphrase.",
+            parser=some_path,
+        ),
     ] = None,
     new_key_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A new key file, 32 bytes or more.")
+        Path | None,
+        typer.Option(metavar="FILE", help="A new key file, 32 bytes or more.", parser=some_path),
     ] = None,
     keep: Annotated[
         bool, typer.Option("--keep", help="Let the present keys go on opening the volume.")
@@ -124,7 +146,7 @@ def rekey_volume(
     remote = connect(url, found)
     try:
         volume = read_volume(remote)
-        found = ask_passphrase(found, volume)
+        found = _with_present_key(remote, volume, found)
         given = ClientEncryption(
             passphrase_file=new_passphrase_file and new_passphrase_file.absolute(),
             key_file=new_key_file and new_key_file.absolute(),

@@ -19,6 +19,8 @@ from s3fs_banyan.cli.options import (
     ConfigOption,
     EndpointOption,
     JsonOption,
+    KeyFileOption,
+    PassphraseFileOption,
     RegionOption,
     locate,
     settings,
@@ -26,7 +28,7 @@ from s3fs_banyan.cli.options import (
 )
 from s3fs_banyan.cli.output import console, print_json, printable, size_text
 from s3fs_banyan.config import Config
-from s3fs_banyan.errors import ExitCode, UsageError
+from s3fs_banyan.errors import ConfigError, ExitCode, UsageError
 from s3fs_banyan.kernel import mount_source
 from s3fs_banyan.runtime import RealRuntime
 
@@ -50,6 +52,8 @@ def explain(
     ],
     json: JsonOption = False,
     config: ConfigOption = None,
+    passphrase_file: PassphraseFileOption = None,
+    key_file: KeyFileOption = None,
     endpoint_url: EndpointOption = None,
     region: RegionOption = None,
 ) -> None:
@@ -66,7 +70,13 @@ def explain(
     if mounted is not None:
         found = _ask(*mounted)
     else:
-        chosen = settings(config, endpoint_url=endpoint_url, region=region)
+        chosen = settings(
+            config,
+            endpoint_url=endpoint_url,
+            region=region,
+            passphrase_file=passphrase_file,
+            key_file=key_file,
+        )
         url, (path,) = take_store(words, chosen, _USAGE, range(1, 2))
         found = _look(url, path, chosen)
     if json:
@@ -80,15 +90,20 @@ def explain(
 
 def _in_mount(words: Sequence[str]) -> tuple[Path, str] | None:
     """Return (mount point, path in it) if the words name a file of a mount; else None."""
+    if not words[0]:
+        raise ConfigError(f"PATH needs a value. Usage: {_USAGE}")
     if "://" in words[0] or len(words) > 2:
         return None
     if len(words) == 2:
         return locate(Path(words[0])), words[1].strip("/")
     # Not resolve(): it would enter the mount, which a stopped daemon does not answer.
     absolute = Path(os.path.abspath(words[0]))  # noqa: PTH100
-    for above in reversed(absolute.parents):  # from the root, so that none lies in a mount
+    # From the root, so that none lies in a mount.
+    for above in (*reversed(absolute.parents), absolute):
         place = locate(above)
         if mount_source(place) is not None:
+            if above == absolute:
+                raise ConfigError(f"{place} is a mount point: name a file in it. Usage: {_USAGE}")
             return place, str(absolute.relative_to(above))
     return None
 
@@ -114,7 +129,7 @@ def _look(url: str, path: str, config: Config) -> dict[str, Any]:
     with view_of(url, config) as view:
         entry = view.find(os.fsencode(path))
         if not entry.is_file:
-            raise UsageError(f"{path} is no regular file", exit_code=ExitCode.USAGE)
+            raise UsageError(f"{path or '/'} is no regular file", exit_code=ExitCode.USAGE)
         places = Places(extents=view.extents, committed=view.committed)
 
         async def look() -> dict[str, object]:

@@ -1,115 +1,43 @@
-"""s3fs-banyan: the command. Puts the groups together and turns errors into one line and a code."""
+"""The entry point: what an interruption means before the command itself is there.
+
+The imports take most of a short command's time, and Ctrl-C during them must end as quietly as
+later. So this module imports nothing but what Python has loaded anyway.
+"""
 
 from __future__ import annotations
 
-import logging
+import os
+import signal
 import sys
-import traceback
-from typing import Annotated
+from types import FrameType
 
-import typer
-
-from s3fs_banyan import __version__
-from s3fs_banyan.cli import (
-    browse,
-    deploying,
-    encryption,
-    explain,
-    mounting,
-    probing,
-    running,
-    volume,
-)
-from s3fs_banyan.cli.output import print_line, say
-from s3fs_banyan.errors import BanyanFSError, ExitCode
-from s3fs_banyan.observe import setup_logging
-from s3fs_banyan.observe.log import ROOT as LOG_ROOT
-from s3fs_banyan.observe.log import redact
-
-_NAME = "s3fs-banyan"
+_STANDARD_ERROR = 2
 _INTERRUPTED = 130
-
-app = typer.Typer(
-    name=_NAME,
-    help="A POSIX file system that keeps its data in an object store, made for BanyanDB.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print_line(f"s3fs-banyan {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    context: typer.Context,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Log everything; show the traceback of a failure.")
-    ] = False,
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
-        ),
-    ] = False,
-) -> None:
-    """Set up what all commands share."""
-    context.obj = debug
-    if debug:
-        setup_logging("debug", "text", sys.stderr)
-
-
-volume.register(app)
-mounting.register(app)
-running.register(app)
-browse.register(app)
-explain.register(app)
-encryption.register(app)
-probing.register(app)
-deploying.register(app)
+_SAID = "s3fs-banyan: interrupted\n"
 
 
 def main() -> None:
-    """Run the command; the process ends with a code of `errors.ExitCode`."""
-    # An error is one line, and the log would say it twice. `mount` and --debug set up their own.
-    logging.getLogger(LOG_ROOT).setLevel(logging.CRITICAL + 1)
-    sys.exit(_run(sys.argv[1:]))
+    """Run the command; the process ends with a code of `errors.ExitCode`, or 130."""
+    # Whoever ignores SIGINT (nohup, a shell's background job) goes on ignoring it.
+    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_ours:
+        signal.signal(signal.SIGINT, _end_at_once)
+    from s3fs_banyan.cli.command import run_command
 
-
-def _run(arguments: list[str]) -> int:
     try:
-        return int(app(arguments, standalone_mode=False, prog_name=_NAME) or 0)
-    except BanyanFSError as error:
-        for line in str(error).splitlines() or [type(error).__name__]:
-            _say_error(line)
-        return int(error.exit_code)
-    except typer.TyperException as error:
-        if message := error.format_message():  # empty where the help has been printed
-            _say_error(f"{message} (see {_NAME} --help)")
-        return int(ExitCode.USAGE)
-    except (KeyboardInterrupt, typer.Abort):
-        _say_error("interrupted")
-        return _INTERRUPTED
-    except BrokenPipeError:
-        # Who reads our output has gone: nothing is left to be said to them.
-        sys.stderr.close()
-        return _INTERRUPTED
-    except Exception as error:  # noqa: BLE001  # the last resort of the whole command
-        if "--debug" in arguments:
-            sys.stderr.write(redact(traceback.format_exc()))
-        hint = "" if "--debug" in arguments else " (s3fs-banyan --debug COMMAND ... shows where)"
-        _say_error(f"unforeseen failure: {type(error).__name__}: {error}{hint}")
-        return int(ExitCode.INTERNAL)
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = run_command(sys.argv[1:])
+    except KeyboardInterrupt:  # between two guarded parts
+        sys.stderr.write(_SAID)
+        code = _INTERRUPTED
+    sys.exit(code)
 
 
-def _say_error(text: str) -> None:
-    say(f"s3fs-banyan: {text}")
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    """Say it and end: nothing is open yet, and half an import is nothing to unwind."""
+    os.write(_STANDARD_ERROR, _SAID.encode())
+    os._exit(_INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -9,21 +9,28 @@ from typing import Annotated, Final, Literal
 
 import typer
 
+from s3fs_banyan.cli.options import some_path, some_text
 from s3fs_banyan.errors import ConfigError
 
 CacheDirOption = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Local directory of this mount: journal and cache."),
+    typer.Option(
+        metavar="DIR",
+        help="Local directory of this mount: journal and cache.",
+        parser=some_path,
+    ),
 ]
 CacheSizeOption = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="Most that the cache may hold: 10GiB.")
+    str | None,
+    typer.Option(metavar="SIZE", help="Most that the cache may hold: 10GiB.", parser=some_text),
 ]
 DurabilityOption = Annotated[
     Literal["local", "remote"] | None,
     typer.Option(help="What fsync waits for: the local disk, or the store."),
 ]
 CommitIntervalOption = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Longest time between commits: 30s.")
+    str | None,
+    typer.Option(metavar="TIME", help="Longest time between commits: 30s.", parser=some_text),
 ]
 ReadOnlyOption = Annotated[
     bool, typer.Option("--read-only", help="Follow the volume, change nothing.")
@@ -35,10 +42,12 @@ AcceptLossOption = Annotated[
     bool, typer.Option("--accept-loss", help="Go on although the local journal is damaged.")
 ]
 SegmentSizeOption = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="Size of a journal segment: 64MiB.")
+    str | None,
+    typer.Option(metavar="SIZE", help="Size of a journal segment: 64MiB.", parser=some_text),
 ]
 MetricsAddressOption = Annotated[
-    str | None, typer.Option(metavar="HOST:PORT", help="Serve Prometheus metrics there.")
+    str | None,
+    typer.Option(metavar="HOST:PORT", help="Serve Prometheus metrics there.", parser=some_text),
 ]
 
 _IGNORED: Final = {
@@ -85,7 +94,9 @@ def parse_mount_options(texts: list[str]) -> MountOptions:
             near = difflib.get_close_matches(key, _OPTIONS, n=1)
             hint = f", did you mean {near[0].replace('_', '-')!r}?" if near else ""
             raise ConfigError(f"-o {name}: unknown option{hint}")
-        if (key in _FLAGS) == bool(has_value):
-            raise ConfigError(f"-o {name}: {'takes no' if has_value else 'needs a'} value")
+        if key in _FLAGS and has_value:
+            raise ConfigError(f"-o {name}: takes no value")
+        if key not in _FLAGS and not value:
+            raise ConfigError(f"-o {name}: needs a value")
         values[key] = True if key in _FLAGS else Path(value) if key in _PATHS else value
     return replace(MountOptions(), **values)  # type: ignore[arg-type]  # kinds as looked up above

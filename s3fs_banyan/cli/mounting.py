@@ -51,9 +51,9 @@ from s3fs_banyan.cli.options import (
     take_store,
 )
 from s3fs_banyan.cli.output import print_line
-from s3fs_banyan.commit.local import LocalDirectory, load_local_volume
+from s3fs_banyan.commit.local import LocalDirectory, load_local_volume, must_be_usable
 from s3fs_banyan.config import Config
-from s3fs_banyan.errors import ExitCode, StoreError, UsageError
+from s3fs_banyan.errors import ConfigError, ExitCode, StoreError, UsageError
 from s3fs_banyan.kernel import check_mountpoint, mount_source, unmount
 from s3fs_banyan.observe import setup_logging
 
@@ -128,6 +128,8 @@ def mount(
         "key_file": key_file,
     }
     given = replace(given, **{name: value for name, value in typed.items() if value})  # type: ignore[arg-type]
+    if given.read_only and given.takeover:
+        raise ConfigError("--takeover makes this mount the writer, --read-only none: give one")
     request = _request(words, given, failpoint)
     if passphrase_fd >= 0:
         request = _typed_for_the_daemon(request, passphrase_fd)
@@ -155,6 +157,8 @@ def _request(words: list[str], given: MountOptions, failpoint: str) -> MountRequ
         metrics__address=given.metrics_address,
     )
     url, (mountpoint,) = take_store(words, found, _USAGE, range(1, 2))
+    if not mountpoint:
+        raise ConfigError(f"MOUNTPOINT needs a value. Usage: {_USAGE}")
     try:
         place = Path(mountpoint).resolve()
     except OSError as error:
@@ -163,11 +167,13 @@ def _request(words: list[str], given: MountOptions, failpoint: str) -> MountRequ
         ) from error
     _clear_dead_mount(place)
     check_mountpoint(place)
+    with must_be_usable(given.cache_dir or found.cache.directory):
+        cache_dir = _cache_directory(url, found, given)
     return MountRequest(
         url=url,
         mountpoint=place,
         config=found,
-        cache_dir=_cache_directory(url, found, given),
+        cache_dir=cache_dir,
         takeover=given.takeover,
         accept_loss=given.accept_loss,
         failpoint=failpoint,
@@ -185,7 +191,7 @@ def _cache_directory(url: str, config: Config, given: MountOptions) -> Path:
         return directory.absolute()
     note = config.cache.directory / f"store-{hashlib.sha256(url.encode()).hexdigest()[:24]}"
     try:
-        volume_id = _volume_id(url, config)
+        volume_id = _volume_id(url, config, is_known=directory is None and note.exists())
     except StoreError as error:
         if directory is not None or not error.retryable or not note.exists():
             raise
@@ -199,8 +205,8 @@ def _cache_directory(url: str, config: Config, given: MountOptions) -> Path:
     return default.with_name(f"{default.name}.follower") if given.read_only else default
 
 
-def _volume_id(url: str, config: Config) -> str:
-    store = connect(url, config)
+def _volume_id(url: str, config: Config, *, is_known: bool) -> str:
+    store = connect(url, config, is_known=is_known)
     try:
         return read_volume(store).volume_id
     finally:
@@ -263,7 +269,9 @@ def _serve(request: MountRequest, run: _Run, *, ready_fd: int, debug: bool) -> N
     log = request.config.log
     starter = -1
     if ready_fd >= 0:
-        starter = _log_to_file(request.cache_dir or Path())
+        directory = request.cache_dir or Path()
+        with must_be_usable(directory):
+            starter = _log_to_file(directory)
         os.chdir("/")
     setup_logging("debug" if debug else log.level, log.format, sys.stderr)
     is_ready = False
@@ -317,6 +325,12 @@ def _passphrase_pipe(config: Config) -> int:
     return read_fd
 
 
+def _with_options(words: list[str], *added: str) -> list[str]:
+    """Return the command line with more options, right behind the command: `--` may follow."""
+    behind = words.index("mount") + 1
+    return [*words[:behind], *added, *words[behind:]]
+
+
 def _serve_in_background(request: MountRequest) -> None:
     """Start the daemon and return when its mount answers; else end as it ended."""
     read_fd, write_fd = os.pipe()
@@ -326,9 +340,12 @@ def _serve_in_background(request: MountRequest) -> None:
     with tempfile.TemporaryFile() as said:
         daemon = subprocess.Popen(  # noqa: S603  # this very command again
             [
-                *(sys.executable, "-m", "s3fs_banyan.cli.main", *sys.argv[1:]),
-                *("--foreground", "--ready-fd", str(write_fd)),
-                *("--passphrase-fd", str(passphrase_fd)),
+                *(sys.executable, "-m", "s3fs_banyan.cli.main"),
+                *_with_options(
+                    sys.argv[1:],
+                    *("--foreground", "--ready-fd", str(write_fd)),
+                    *("--passphrase-fd", str(passphrase_fd)),
+                ),
             ],
             env={**os.environ, "PYTHONPATH": f"{package}:{path}" if path else str(package)},
             stdin=subprocess.DEVNULL,

@@ -19,28 +19,55 @@ from s3fs_banyan.errors import ConfigError, ExitCode, UsageError
 from s3fs_banyan.kernel import mount_source
 from s3fs_banyan.observe import register_secret
 
+
+def some_text(text: str) -> str:
+    """Return the value of an option; an empty one was meant to be something else."""
+    if not text:
+        raise ValueError("needs a value")
+    return text
+
+
+def some_path(text: str) -> Path:
+    """Return a path; `Path` takes an empty one for the current directory."""
+    return Path(some_text(text))
+
+
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="Configuration file (YAML).", show_default=False),
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Configuration file (YAML).",
+        show_default=False,
+        parser=some_path,
+    ),
 ]
 EndpointOption = Annotated[
     str | None,
     typer.Option(
         "--endpoint-url",
         metavar="URL",
+        parser=some_text,
         help="Address of a service that is not the provider's own.",
         show_default=False,
     ),
 ]
 RegionOption = Annotated[
     str | None,
-    typer.Option("--region", metavar="NAME", help="Region of the bucket.", show_default=False),
+    typer.Option(
+        "--region",
+        metavar="NAME",
+        help="Region of the bucket.",
+        show_default=False,
+        parser=some_text,
+    ),
 ]
 PassphraseFileOption = Annotated[
     Path | None,
     typer.Option(
         "--passphrase-file",
         metavar="FILE",
+        parser=some_path,
         help="File whose only line is the passphrase of an encrypted volume.",
         show_default=False,
     ),
@@ -50,6 +77,7 @@ KeyFileOption = Annotated[
     typer.Option(
         "--key-file",
         metavar="FILE",
+        parser=some_path,
         help="Key file of an encrypted volume, 32 bytes or more.",
         show_default=False,
     ),

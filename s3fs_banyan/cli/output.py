@@ -7,21 +7,95 @@ person does.
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from s3fs_banyan.errors import BanyanFSError, ExitCode
 from s3fs_banyan.observe.log import redact
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_STANDARD_OUTPUT = 1
 _WIDTH_OF_FILES = 200
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+class OutputLost(BanyanFSError):
+    """Standard output took not everything that was to be written."""
+
+    exit_code = ExitCode.LOCAL
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"standard output: {error.strerror or error}")
+        self.is_unread = error.errno == errno.EPIPE
+        """Whether it is a pipe whose reader has gone."""
+
+
+class _Output(io.FileIO):
+    """Standard output, whose failure is an `OutputLost`: no library takes it for its own.
+
+    After a failure it takes everything and writes nothing, for what Python flushes at its end.
+    """
+
+    _is_lost = False
+
+    def write(self, data: Buffer, /) -> int:
+        if self._is_lost:
+            return memoryview(data).nbytes
+        try:
+            done: int | None = super().write(data)
+            if done is None:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        except OSError as error:
+            self._is_lost = True
+            raise OutputLost(error) from error
+        return done
+
+
+@contextmanager
+def guarded_output() -> Iterator[None]:
+    """Let standard output write everything or raise `OutputLost`, with PYTHONUNBUFFERED, too.
+
+    Python's own is then a bare file, whose write() may take a part and say so to nobody.
+    """
+    given = sys.stdout
+    _occupy(_STANDARD_OUTPUT)
+    raw = _Output(_STANDARD_OUTPUT, "wb", closefd=False)
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=getattr(given, "encoding", None) or "utf-8",
+        errors=getattr(given, "errors", None),
+        line_buffering=raw.isatty(),
+    )
+    try:
+        yield
+    finally:
+        with suppress(OutputLost):  # a command that failed has said why already
+            sys.stdout.flush()
+        sys.stdout = given
+
+
+def _occupy(fd: int) -> None:
+    """See to it that a closed descriptor stays one that nothing can be written to."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        made = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(made, fd)
+        if made != fd:
+            os.close(made)
 
 
 def console() -> Console:

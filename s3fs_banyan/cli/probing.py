@@ -18,6 +18,7 @@ from s3fs_banyan.cli.options import (
 from s3fs_banyan.cli.output import print_json, print_line, printable
 from s3fs_banyan.cli.volume import StoreArgument
 from s3fs_banyan.errors import ExitCode
+from s3fs_banyan.remote.local import LocalStore
 from s3fs_banyan.remote.open import open_bare_store
 from s3fs_banyan.remote.options import parse_store_url
 from s3fs_banyan.remote.probe import Found, is_usable, probe_store
@@ -61,6 +62,8 @@ def probe(
             if not json:
                 _print_row(row)
     finally:
+        if isinstance(remote, LocalStore):
+            remote.remove_made_directories()
         remote.close()
     usable = is_usable(rows)
     if json:

@@ -11,15 +11,17 @@ import trio
 import typer
 from rich.progress import Progress
 
-from s3fs_banyan.cli.asking import ask_status, ended, messages_of, status_of
+from s3fs_banyan.cli.asking import ask_status, ended, messages_of, not_ours, status_of
 from s3fs_banyan.cli.holders import holders_of
-from s3fs_banyan.cli.options import JsonOption, locate
+from s3fs_banyan.cli.options import JsonOption, locate, some_path
 from s3fs_banyan.cli.output import print_json, print_line, progress_bar, say, size_text
 from s3fs_banyan.cli.status import show_status
 from s3fs_banyan.errors import ExitCode, UsageError
 from s3fs_banyan.kernel import mount_source, unmount
 
-MountpointArgument = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", show_default=False)]
+MountpointArgument = Annotated[
+    Path, typer.Argument(metavar="MOUNTPOINT", show_default=False, parser=some_path)
+]
 
 _DETAIL_CHARACTERS = 60
 _DETACH_ATTEMPTS = 10
@@ -203,7 +205,7 @@ def _not_unmounted(place: Path, error: OSError) -> UsageError:
 def _clear_dead_mount(place: Path) -> None:
     """Unmount what a daemon that died left behind, and say that the store may lack something."""
     if mount_source(place) is None:
-        raise UsageError(f"{place} is not mounted", exit_code=ExitCode.MOUNTPOINT)
+        raise not_ours(place)
     try:
         unmount(place)
     except OSError as error:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +21,25 @@ from s3fs_banyan.journal.disk import Disk
 
 _IDENTITY = "identity.json"
 _URL = "store-url"
+
+
+@contextmanager
+def must_be_usable(root: Path) -> Iterator[None]:
+    """Refuse a local directory that cannot be used when a mount begins: one line, and what to do.
+
+    Not for what a mount does later: then an `OSError` is waited out or ends the mount.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            reason = "no directory can be there, something else is in the way"
+        raise Refused(
+            f"the local directory {root} cannot be used ({error.filename or root}: {reason}): "
+            "give a --cache-dir on a disk that can be written and has room",
+            exit_code=ExitCode.LOCAL,
+        ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +93,10 @@ class LocalDirectory:
         return self.root / "keyring.json"
 
     def make(self) -> None:
-        """Make the directories, mode 0700."""
-        for path in (self.root, self.outbox, self.aside):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Make the directories, mode 0700; raises `Refused` if they cannot be used."""
+        with must_be_usable(self.root):
+            for path in (self.root, self.outbox, self.aside):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def sync_names(self, disk: Disk) -> None:
         """Make the names of these directories durable, however an earlier life ended; blocks.
@@ -109,18 +131,19 @@ class Identity:
 def load_identity(local: LocalDirectory) -> Identity | None:
     """Return the identity, None for a directory not used before; raises `Corrupt`."""
     path = local.root / _IDENTITY
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Identity(**values)
-    except FileNotFoundError:
+    data = _read(path)
+    if data is None:
         return None
+    try:
+        return Identity(**json.loads(data))
     except (ValueError, TypeError) as error:
         raise Corrupt("file", str(path), str(error)) from error
 
 
 def store_identity(local: LocalDirectory, identity: Identity) -> None:
     """Write the identity, durable on return."""
-    _write_synced(local.root / _IDENTITY, json.dumps(asdict(identity)).encode())
+    with must_be_usable(local.root):
+        _write_synced(local.root / _IDENTITY, json.dumps(asdict(identity)).encode())
 
 
 def check_identity(local: LocalDirectory, identity: Identity | None, volume_id: str) -> None:
@@ -148,37 +171,49 @@ def directory_ino(local: LocalDirectory) -> int:
 
 def load_local_volume(local: LocalDirectory) -> VolumeDescriptor | None:
     """Return the descriptor as last seen in the store, for a mount while the store is away."""
-    try:
-        return decode_volume(local.volume.read_bytes(), str(local.volume))
-    except FileNotFoundError:
-        return None
+    data = _read(local.volume)
+    return None if data is None else decode_volume(data, str(local.volume))
 
 
 def store_local_volume(local: LocalDirectory, volume: VolumeDescriptor, url: str) -> None:
     """Keep the descriptor, and where the volume is, for a mount while the store is away."""
-    _write_synced(local.volume, encode_volume(volume))
-    _write_synced(local.root / _URL, url.encode())
+    with must_be_usable(local.root):
+        _write_synced(local.volume, encode_volume(volume))
+        _write_synced(local.root / _URL, url.encode())
 
 
 def load_local_keyring(local: LocalDirectory) -> Keyring:
     """Return the keyring as last seen in the store; raises `Corrupt` if it is not there."""
-    try:
-        return decode_keyring(local.keyring.read_bytes(), str(local.keyring))
-    except FileNotFoundError:
-        raise Corrupt("keyring", str(local.keyring), "it is missing") from None
+    data = _read(local.keyring)
+    if data is None:
+        raise Corrupt("keyring", str(local.keyring), "it is missing")
+    return decode_keyring(data, str(local.keyring))
 
 
 def store_local_keyring(local: LocalDirectory, keyring: Keyring) -> None:
     """Keep the wrapped key of an encrypted volume, for a mount while the store is away."""
-    _write_synced(local.keyring, encode_keyring(keyring))
+    with must_be_usable(local.root):
+        _write_synced(local.keyring, encode_keyring(keyring))
 
 
 def find_directory_of(common: Path, url: str) -> LocalDirectory | None:
     """Return the directory below the common one that served this store's volume, if one did."""
-    for path in sorted(common.glob(f"*/{_URL}")):
-        if path.read_bytes() == url.encode():
-            return LocalDirectory(root=path.parent)
-    return None
+    found = (LocalDirectory(root=path.parent) for path in sorted(common.glob(f"*/{_URL}")))
+    return next((local for local in found if has_served(local, url)), None)
+
+
+def has_served(local: LocalDirectory, url: str) -> bool:
+    """Tell whether the directory was last used with the volume at this address."""
+    return _read(local.root / _URL) == url.encode()
+
+
+def _read(path: Path) -> bytes | None:
+    """Return a file of the local directory, None if there is none; raises `Refused`."""
+    with must_be_usable(path.parent):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -147,6 +147,7 @@ def main() -> None:
         observer=metrics.store,
         way=metrics.store,
         reads=Traffic.PREFETCH,  # compaction: nobody waits for a byte of it
+        is_known=True,  # a worker that is started during an outage waits for its end
     )
     cache = DiskBlockCache(
         Path(setup["cache"]),

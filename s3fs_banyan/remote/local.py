@@ -8,7 +8,11 @@ of the contract can reach outside the directory or into the private `#tmp`.
 
 A write goes to a file in `#tmp`, which is synced and then moved into place: by rename(2), or by
 link(2) if nothing may be there yet, which the kernel decides atomically. Then the directory is
-synced. Directories are never removed, so a write cannot lose its directory under its feet.
+synced. Directories are removed only by a probe, its own ones; a write that loses one that way
+makes it again.
+
+Which directory it is, device and inode, is remembered: an unmounted disk leaves an empty one
+behind, or another, and nothing may be read from it or written into it. That is an outage.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -39,23 +43,27 @@ _CAPABILITIES = Capabilities(create_if_absent=True)
 
 
 class LocalStore:
-    """Objects as files below one directory, which must exist unless `create` is asked."""
+    """Objects as files below one directory, which must exist unless `create` is asked.
 
-    def __init__(self, directory: Path, *, create: bool = False) -> None:
+    `is_known` is for a volume that was used before: its directory may be away just now. While it
+    is, or holds no object, every call is `Unavailable`.
+    """
+
+    def __init__(self, directory: Path, *, create: bool = False, is_known: bool = False) -> None:
         """Raise `Misconfigured` if the directory is not there or is not one."""
         self._root = directory.absolute()
         self._temporary = self._root / TEMPORARY_NAME
         self._synced: set[Path] = set()
+        self._made: list[Path] = []
+        self._is_tidied = False
+        self._root_id: tuple[int, int] | None = None
+        if is_known:
+            return
         with _translated(self._root):
-            if create:
-                self._ensure_directory(self._root)
-            if not self._root.is_dir():
-                raise Misconfigured(
-                    f"{self.url}: no such directory: create it, or check the path and that its "
-                    "file system is mounted"
-                )
-            self._ensure_directory(self._temporary)
-            self._remove_old_temporaries()
+            if create and not self._root.exists():
+                self._root.mkdir(mode=0o700, parents=True)
+                _sync_directory(self._root.parent)
+            self._root_id = self._first_root_id()
 
     @property
     def url(self) -> str:
@@ -90,22 +98,12 @@ class LocalStore:
             raise Misconfigured(f"{self.url}: a directory has no storage class {storage_class!r}")
         with _translated(target):
             self._check_root()
-            self._ensure_directory(target.parent)
-            fd, name = tempfile.mkstemp(dir=self._temporary)
-            temporary = Path(name)
             try:
-                with os.fdopen(fd, "wb", buffering=0) as file:
-                    write_all(file.fileno(), memoryview(data).cast("B"))
-                    os.fsync(file.fileno())
-                    meta = _meta_of(path, os.fstat(file.fileno()))
-                if if_absent:
-                    self._link(temporary, target, path)
-                else:
-                    temporary.replace(target)
-                _sync_directory(target.parent)
-            finally:
-                temporary.unlink(missing_ok=True)
-        return meta
+                return self._write(target, path, data, if_absent=if_absent)
+            except FileNotFoundError:
+                self._check_root()  # the root has gone, or a probe took an empty directory away
+                self._synced.clear()
+                return self._write(target, path, data, if_absent=if_absent)
 
     def delete(self, paths: Sequence[str]) -> None:
         targets = [self._file_of(path) for path in paths]
@@ -124,21 +122,80 @@ class LocalStore:
     def close(self) -> None:
         """Do nothing: no file stays open between calls."""
 
+    def remove_made_directories(self) -> None:
+        """Remove the directories that this store made, as far as they are empty."""
+        for directory in reversed(self._made):
+            with suppress(OSError):  # another writer's objects are in it
+                directory.rmdir()
+        self._made.clear()
+        self._synced.clear()
+
     # --- inside --------------------------------------------------------------------------
+
+    def _write(
+        self, target: Path, path: str, data: bytes | bytearray | memoryview, *, if_absent: bool
+    ) -> FileMeta:
+        self._ensure_directory(self._temporary)
+        if not self._is_tidied:
+            self._remove_old_temporaries()
+            self._is_tidied = True
+        self._ensure_directory(target.parent)
+        fd, name = tempfile.mkstemp(dir=self._temporary)
+        temporary = Path(name)
+        try:
+            with os.fdopen(fd, "wb", buffering=0) as file:
+                write_all(file.fileno(), memoryview(data).cast("B"))
+                os.fsync(file.fileno())
+                meta = _meta_of(path, os.fstat(file.fileno()))
+            if if_absent:
+                self._link(temporary, target, path)
+            else:
+                temporary.replace(target)
+            _sync_directory(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return meta
 
     def _file_of(self, path: str) -> Path:
         *directories, name = check_path(path).split("/")
         return self._root.joinpath(*(part + _DIRECTORY_MARK for part in directories), name)
 
+    def _first_root_id(self) -> tuple[int, int]:
+        """Return which directory the root is; raises `Misconfigured` if it is none."""
+        if not self._root.exists():
+            raise Misconfigured(
+                f"{self.url}: no such directory: create it, or check the path and that its "
+                "file system is mounted"
+            )
+        if not self._root.is_dir():
+            raise Misconfigured(f"{self.url}: is no directory")
+        return _id_of(self._root.stat())
+
     def _check_root(self) -> None:
-        """Tell a directory that went away (an unmounted disk) from one that is empty."""
-        if not self._temporary.is_dir():
-            raise Misconfigured(f"{self.url}: the directory is gone; is its file system mounted?")
+        """Tell the directory that was opened from none, and from another in its place."""
+        try:
+            found = self._root.stat()
+            if self._root_id is None and any(self._entries(self._root, "")):
+                self._root_id = _id_of(found)
+        except (FileNotFoundError, NotADirectoryError):
+            raise Unavailable(
+                f"{self.url}: the directory is gone; is its file system mounted?"
+            ) from None
+        if self._root_id is None:
+            raise Unavailable(
+                f"{self.url}: the directory holds no object; is its file system mounted?"
+            )
+        if _id_of(found) != self._root_id:
+            raise Unavailable(
+                f"{self.url}: the directory is gone, another one is in its place: bring the first "
+                "one back, or mount the volume again"
+            )
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[int]:
         target = self._file_of(path)
         with _translated(target):
+            self._check_root()
             try:
                 fd = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             except FileNotFoundError:
@@ -165,16 +222,14 @@ class LocalStore:
             ) from error
 
     def _ensure_directory(self, directory: Path) -> None:
-        """Make the directory and its parents; every new name is synced, whoever made it."""
-        if directory in self._synced:
+        """Make a directory below the root; every new name is synced, whoever made it."""
+        if directory == self._root or directory in self._synced:
             return
-        if directory != self._root:
-            self._ensure_directory(directory.parent)
-            directory.mkdir(mode=0o700, exist_ok=True)
-            _sync_directory(directory.parent)
-        elif not directory.exists():
-            directory.mkdir(mode=0o700, parents=True)
-            _sync_directory(directory.parent)
+        self._ensure_directory(directory.parent)
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+            self._made.append(directory)
+        _sync_directory(directory.parent)
         self._synced.add(directory)
 
     def _remove_old_temporaries(self) -> None:
@@ -220,6 +275,10 @@ class LocalStore:
                     continue
                 if _is_path(path):
                     yield path + "/" * is_directory, entry
+
+
+def _id_of(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 def _is_path(path: str) -> bool:

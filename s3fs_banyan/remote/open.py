@@ -40,6 +40,7 @@ def open_store(
     way: WayObserver | None = None,
     reads: Traffic = Traffic.DEMAND,
     create: bool = False,
+    is_known: bool = False,
 ) -> RetryLayer:
     """Return the store of a URL with its layers: metered if there is an observer, paced, retried.
 
@@ -47,10 +48,11 @@ def open_store(
     `reads` is the class of reads that say nothing.
     Raises `ConfigError` for the URL or an SDK that is not installed, `Denied` where Azure or
     Google finds no credentials, and `Misconfigured` for a directory that is not there (unless
-    `create`). No service is asked anything: it may well be away just now.
+    `create`, or `is_known`: its volume was used before, so this is an outage). No service is
+    asked anything: it may well be away just now.
     """
     parsed = parse_store_url(url)
-    store = open_bare_store(parsed, options, verified=verified, create=create)
+    store = open_bare_store(parsed, options, verified=verified, create=create, is_known=is_known)
     if observer is not None:
         store = MeterLayer(store, observer)
     if options.pacing and parsed.scheme != "file":
@@ -93,12 +95,13 @@ def open_bare_store(
     *,
     verified: VerificationObserver | None = None,
     create: bool = False,
+    is_known: bool = False,
 ) -> RemoteFileSystem:
     """Return the store itself, without layers; raises what `open_store` does."""
     if url.scheme != "s3" and options.encryption:
         raise ConfigError(f"storage.remote.encryption: is for S3, not for a {url.scheme} store")
     if url.scheme == "file":
-        return LocalStore(url.directory, create=create)
+        return LocalStore(url.directory, create=create, is_known=is_known)
     if url.scheme == "az":
         return _azure_store(url, options)
     if url.scheme == "gs":

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from s3fs_banyan.cli import probing
-from s3fs_banyan.cli.main import app
+from s3fs_banyan.cli.command import app
 from s3fs_banyan.errors import ExitCode, Misconfigured, Unavailable
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.local import LocalStore
@@ -174,6 +174,7 @@ def test_the_command_prints_the_table_and_its_verdict(tmp_path: Path) -> None:
     answer = json.loads(text)
     assert (code, answer["usable"], answer["store"]) == (ExitCode.OK, True, place.as_uri())
     assert {row["name"] for row in answer["found"] if row["needed"]} == NEEDED
+    assert list(place.iterdir()) == []
     code, text = _run("probe", (tmp_path / "gone").as_uri())
     assert code == ExitCode.STORE
     assert text.count("\n") == 1

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ class Background:
     def place(self, name: str) -> Path:
         """Return a directory to mount on."""
         place = self.volume.directory / name
-        place.mkdir(exist_ok=True)
+        with suppress(FileExistsError):  # `exist_ok` would ask a mount whose daemon is dead
+            place.mkdir()
         return place
 
     def status(self, place: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from unittest import mock
 import yaml
 
 from s3fs_banyan.app.control import control_path
-from s3fs_banyan.cli import main as program
+from s3fs_banyan.cli import command as program
 from s3fs_banyan.kernel import mount_source
 from s3fs_banyan.observe.log import ROOT as LOG_ROOT
 from tests.servers import ObjectServer
@@ -88,7 +88,7 @@ class Volume:
                 contextlib.redirect_stdout(said),
                 contextlib.redirect_stderr(said),
             ):
-                code = program._run(words)
+                code = program.run(words)
         finally:
             log.setLevel(level)
         if code:

@@ -114,7 +114,7 @@ def test_a_prefix_that_holds_something_else(command: Background, words: tuple[st
     (other / "holiday.jpg").write_bytes(b"a picture")
     done = command.run(*_words(command, words, other.as_uri()))
     _refused(done, ExitCode.VOLUME, "holiday.jpg")
-    assert [path.name for path in other.iterdir() if path.is_file()] == ["holiday.jpg"]
+    assert [path.name for path in other.iterdir()] == ["holiday.jpg"]
 
 
 def test_mkfs_on_a_volume(command: Background) -> None:
@@ -277,6 +277,9 @@ def test_commands_on_what_is_not_mounted(command: Background) -> None:
     for name in ("status", "sync", "umount"):
         _refused(command.run(name, str(place)), ExitCode.MOUNTPOINT, "is not mounted")
         _refused(command.run(name, str(place / "no")), ExitCode.MOUNTPOINT, "is not mounted")
+        _refused(
+            command.run(name, "/proc"), ExitCode.MOUNTPOINT, "/proc is not a mount of s3fs-banyan"
+        )
 
 
 @pytest.mark.parametrize(
@@ -288,6 +291,14 @@ def test_commands_on_what_is_not_mounted(command: Background) -> None:
         (("mount", "file:///tmp/x", "/mnt", "-o", "durability"), "needs a value"),
         (("mount", "file:///tmp/x", "/mnt", "--commit-interval", "0.1s"), "at least 1s"),
         (("mount", "file:///tmp/x", "/mnt", "--durability", "later"), "durability"),
+        (("mount", "file:///tmp/x", "/mnt", "--cache-dir", ""), "'--cache-dir': needs a value"),
+        (("mount", "file:///tmp/x", "/mnt", "-o", "cache-dir="), "needs a value"),
+        (("mount", "file:///tmp/x", ""), "MOUNTPOINT needs a value"),
+        (("mount", "file:///tmp/x", "/mnt", "-o", "ro,takeover"), "--takeover"),
+        (("status", ""), "needs a value"),
+        (("cp", "file:///tmp/x", "file", ""), "LOCAL_DEST needs a value"),
+        (("ls", "file:///tmp/x", "--config", ""), "'--config': needs a value"),
+        (("explain", ""), "needs a value"),
         (("ls", "http://host/x"), "s3://BUCKET/PREFIX"),
         (("ls", "s3://key:secret-word@bucket/x"), "credentials"),
         (("ls",), "no store"),
@@ -302,6 +313,7 @@ def test_a_command_line_that_cannot_be_used(words: tuple[str, ...], expected: st
     done = subprocess.run([*PROGRAM, *words], capture_output=True, text=True, check=False)
     _refused(done, ExitCode.USAGE, expected)
     assert "secret-word" not in done.stderr
+    assert "Value error" not in done.stderr
 
 
 def test_a_path_that_is_not_in_the_volume(command: Background, tmp_path: Path) -> None:
@@ -312,6 +324,16 @@ def test_a_path_that_is_not_in_the_volume(command: Background, tmp_path: Path) -
         _refused(command.run(*map(str, words)), ExitCode.USAGE, "/no", "no such file")
     assert not target.exists()
     _refused(command.run("cp", url, "/", str(target)), ExitCode.USAGE, "-r")
+    _refused(command.run("cat", url, ""), ExitCode.USAGE, "/ is no regular file")
+    _refused(command.run("cat", url, "two\nlines"), ExitCode.USAGE, "/two\\nlines: no such file")
+    two = f"{tmp_path}/two\nlines"
+    _refused(command.run("status", two), ExitCode.MOUNTPOINT, "two\\nlines is not mounted")
+
+
+def test_rekey_of_a_plain_volume(command: Background) -> None:
+    """Nobody should think up a passphrase for what has none."""
+    done = command.run("volume", "rekey", command.volume.url)
+    _refused(done, ExitCode.KEY, "is not encrypted")
 
 
 def test_json_of_a_sound_volume_is_one_document(command: Background) -> None:

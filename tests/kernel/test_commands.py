@@ -178,6 +178,8 @@ def test_explain_tells_of_a_file_in_a_mount_and_in_its_store(command: Background
     for path in (place / "absent", place / "seg-1"):
         refused = command.run("explain", str(path))
         assert (refused.returncode, refused.stderr.count("\n")) == (ExitCode.USAGE, 1)
+    refused = command.run("explain", str(place))
+    assert (refused.returncode, "is a mount point" in refused.stderr) == (ExitCode.USAGE, True)
     found = command.status(place)["cost"]
     assert found["requests"]["put"]["requests"] > 0
     assert sum(one["objects"] for one in found["storage"]) > 0

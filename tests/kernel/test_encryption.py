@@ -203,6 +203,8 @@ def command(tmp_path: Path) -> Iterator[Background]:
         (("mount", "{store}", "{place}", "--read-only"), "wrong", "does not open"),
         (("check", "{store}"), "wrong", "does not open"),
         (("ls", "{store}"), "", "is encrypted"),
+        (("explain", "{store}", "file"), "wrong", "does not open"),
+        (("volume", "rekey", "{store}"), "", "is encrypted: give --passphrase-file"),
         (("volume", "rekey", "{store}", "--new-key-file", "{new}"), "wrong", "does not open"),
     ],
     ids=str,
@@ -236,6 +238,8 @@ def test_a_key_is_changed_under_a_living_mount(command: Background) -> None:
     write_files(place)
     done = command.run("sync", str(place))
     assert done.returncode == 0, done.stderr
+    explained = command.run("explain", store, "readable-directory/noise", *key["right"])
+    assert explained.returncode == 0, explained.stderr
     before = files_below(objects)
     done = command.run(
         *("volume", "rekey", store, *key["right"], "--new-key-file", str(directory / "new"))

@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from s3fs_banyan import __version__
-from s3fs_banyan.cli.main import app
+from s3fs_banyan.cli.command import app
 from s3fs_banyan.cli.mount_options import MountOptions, parse_mount_options
 from s3fs_banyan.cli.options import settings, take_store
 from s3fs_banyan.cli.output import printable, seconds_text, size_text, time_text
@@ -99,6 +99,9 @@ def test_mount_options_of_others_are_left_to_them() -> None:
         ("cache_sizes=1GiB", "did you mean 'cache-size'"),
         ("takeover=1", "takes no value"),
         ("cache-size", "needs a value"),
+        ("cache-dir=", "needs a value"),
+        ("durability=", "needs a value"),
+        ("config=", "needs a value"),
     ],
 )
 def test_mount_options_that_would_not_be_kept_are_refused(text: str, why: str) -> None:

@@ -47,12 +47,13 @@ def test_nothing_is_left_in_the_private_directory(store: LocalStore, root: Path)
 
 
 def test_what_a_dead_writer_left_is_removed_after_a_day(store: LocalStore, root: Path) -> None:
+    store.write("x", b"")
     old, young = root / TEMPORARY_NAME / "old", root / TEMPORARY_NAME / "young"
     old.write_bytes(b"")
     young.write_bytes(b"")
     day_ago = young.stat().st_mtime - 25 * 3600
     os.utime(old, (day_ago, day_ago))
-    LocalStore(root)
+    LocalStore(root).write("x", b"")
     assert list((root / TEMPORARY_NAME).iterdir()) == [young]
 
 
@@ -93,7 +94,8 @@ def test_write_is_synced_before_it_is_seen_and_its_name_after(
     monkeypatch.setattr(os, "link", noting_link)
     monkeypatch.setattr(Path, "replace", noting_replace)
     store.write("log/1", b"0123", if_absent=True)
-    assert events == ["sync store", "sync bytes", "link", "sync log+"]
+    private, directory = "sync store", "sync store"
+    assert events == [private, directory, "sync bytes", "link", "sync log+"]
     events.clear()
     store.write("log/1", b"4567")
     assert events == ["sync bytes", "rename", "sync log+"]
@@ -157,18 +159,79 @@ def test_link_whose_answer_nfs_lost_is_no_conflict(
         store.write("log/1", b"another's", if_absent=True)
 
 
-def test_directory_that_went_away_is_no_empty_store(store: LocalStore, root: Path) -> None:
-    """An unmounted disk must not read as a volume without objects."""
-    root.rename(root.with_name("elsewhere"))
-    root.mkdir()
-    with pytest.raises(Misconfigured, match="gone"):
+def _refuses_everything(store: LocalStore) -> None:
+    with pytest.raises(Unavailable, match=r"is its file system mounted|another one"):
         list(store.list())
-    with pytest.raises(Misconfigured, match="gone"):
-        store.read("x")
-    with pytest.raises(Misconfigured, match="gone"):
+    for call in (store.read, store.stat):
+        with pytest.raises(Unavailable):
+            call("x")
+    with pytest.raises(Unavailable):
         store.write("x", b"")
-    with pytest.raises(Misconfigured, match="gone"):
+    with pytest.raises(Unavailable):
         store.delete(["x"])
+
+
+def test_directory_that_went_away_is_an_outage(store: LocalStore, root: Path) -> None:
+    """An unmounted disk must not read as a volume without objects, nor get a part of one."""
+    store.write("x", b"0123")
+    away = root.rename(root.with_name("elsewhere"))
+    _refuses_everything(store)
+    assert not root.exists()
+    root.mkdir()
+    _refuses_everything(store)
+    (root / "x").write_bytes(b"another")
+    _refuses_everything(store)
+    assert [path.name for path in root.iterdir()] == ["x"]
+    (root / "x").unlink()
+    root.rmdir()
+    away.rename(root)
+    assert store.read("x") == b"0123"
+
+
+def test_known_store_is_waited_for_and_nothing_is_written_meanwhile(root: Path) -> None:
+    """A daemon that starts before its disk is mounted heals when it is."""
+    known = LocalStore(root, is_known=True)
+    _refuses_everything(known)
+    root.mkdir()
+    (root / "lost+found").mkdir()
+    _refuses_everything(known)
+    assert [path.name for path in root.iterdir()] == ["lost+found"]
+    LocalStore(root).write("x", b"0123")
+    assert known.read("x") == b"0123"
+
+
+def test_opening_a_store_leaves_nothing_behind(root: Path) -> None:
+    """`mkfs` on somebody's directory by mistake must not change it."""
+    root.mkdir()
+    LocalStore(root, create=True)
+    LocalStore(root)
+    assert list(root.iterdir()) == []
+
+
+def test_file_in_the_place_of_the_directory_is_said(root: Path) -> None:
+    root.touch()
+    for create in (False, True):
+        with pytest.raises(Misconfigured, match="is no directory"):
+            LocalStore(root, create=create)
+    with pytest.raises(Misconfigured, match="no such directory"):
+        LocalStore(root.with_name("none"))
+
+
+def test_directory_that_a_probe_took_away_is_made_again(root: Path) -> None:
+    """It may have been another process's just now."""
+    probing = LocalStore(root, create=True)
+    probing.write("probe/1/x", b"")
+    other = LocalStore(root)
+    other.write("probe/2", b"")
+    probing.delete(["probe/1/x"])
+    other.delete(["probe/2"])
+    probing.remove_made_directories()
+    assert list(root.iterdir()) == []
+    other.write("probe/3", b"0123", if_absent=True)
+    assert other.read("probe/3") == b"0123"
+    probing.write("y", b"")
+    probing.remove_made_directories()
+    assert {path.name for path in root.iterdir()} == {"probe+", TEMPORARY_NAME, "y"}
 
 
 def test_store_class_that_a_directory_does_not_have_is_refused(store: LocalStore) -> None:
