@@ -158,6 +158,8 @@ class Checkpointer:
         if self._loaded:
             return
         found = await self._ctx.runtime.in_thread(self._log.checkpoints, pool="store")
+        kept: list[int] = []
+        known: set[str] = set()
         for seq in sorted(found):
             try:
                 manifest = await self._ctx.runtime.in_thread(
@@ -166,10 +168,13 @@ class Checkpointer:
             except (DataError, ObjectMissing) as error:
                 log.error("checkpoint %d cannot be used: %s", seq, error)
                 continue
-            self.kept.append(seq)
+            kept.append(seq)
             if seq == max(found):
                 there = await self._ctx.runtime.in_thread(self._pieces_there, pool="store")
-                self._known_pieces.update(there.intersection(manifest.pieces))
+                known = there.intersection(manifest.pieces)
+        self.kept += [seq for seq in kept if seq not in self.kept]
+        self.kept.sort()
+        self._known_pieces |= known
         self._loaded = True
 
     def _pieces_there(self) -> set[str]:

@@ -31,7 +31,7 @@ from s3fs_banyan.commit.local_base import (
     tidy_base_packs,
 )
 from s3fs_banyan.commit.log_store import CommitLog
-from s3fs_banyan.errors import Corrupt, ObjectMissing, Refused, StoreError
+from s3fs_banyan.errors import Corrupt, ExitCode, ObjectMissing, Refused, StoreError
 from s3fs_banyan.journal.log import Journal
 from s3fs_banyan.journal.replay import FoundSegment, RawRecord, ReplayEnd, replay, segment_files
 from s3fs_banyan.meta.base import Base
@@ -176,6 +176,8 @@ def _open_committed(
             committed = open_committed(path, vfs=vfs, volume_id=ctx.volume.volume_id)
         except Corrupt as error:
             log.error("%s: it is made again from the store", error)
+        except OSError as error:
+            _expect_store(ctx, log_store, error)
     rolled_back = False
     if committed is not None:
         try:
@@ -204,6 +206,24 @@ def _open_committed(
         committed.close()
     _remove_committed(ctx)
     return log_store.load(path, vfs=vfs, volume=ctx.volume), True, rolled_back
+
+
+def _expect_store(ctx: Context, log_store: CommitLog, failure: OSError) -> None:
+    """The disk does not give committed.db back: the store has all of it, if it answers.
+
+    Raises `Refused` if it does not: what cannot be read now may be read later, and stays.
+    """
+    try:
+        log_store.checkpoints()
+    except StoreError as error:
+        if not error.retryable:
+            raise
+        raise Refused(
+            f"{ctx.local.committed} cannot be read ({failure}), and the store cannot be reached "
+            f"({error}): mount again when either can",
+            exit_code=ExitCode.LOCAL,
+        ) from failure
+    log.error("%s: it is made again from the store", failure)
 
 
 def _history_agrees(log_store: CommitLog, committed: Committed) -> bool:

@@ -19,7 +19,6 @@ the same bytes.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 from collections import OrderedDict
@@ -265,18 +264,20 @@ class Sealing:
         """Send a sealed pack and verify it; then it is in the block cache, not in the outbox.
 
         Raises the store's errors; the same call may be made again. Raises `SealingLost` if the
-        pack has rotted in the outbox: the journal still has its bytes. A pack of which the store
+        pack has rotted in the outbox, or is gone. A pack of which the store
         proves that it is there already is not sent twice, in this life or the next. What could
         not be sent may be in the cache all the same, where nobody asks for it by that name.
         """
         key = pack.key
         record = self._pack_records[key]
         if record.chunks is None and key not in self._in_ram and self._sender.goes_in_parts(record):
-            self._check_waiting(key)
+            with _unreadable_is_lost(key):
+                self._check_waiting(key)
             self._sender.send_parts(record)
             record = self._note_sent(record)
         if key not in self._in_ram:
-            self._in_ram[key] = self._loaded(key, summed=record.chunks is None)
+            with _unreadable_is_lost(key):
+                self._in_ram[key] = self._loaded(key, summed=record.chunks is None)
         if record.chunks is None:
             self._send_whole(record)
         else:
@@ -452,10 +453,10 @@ class Sealing:
         if data is None:
             file = self._files.get(segment)
             path = Path(self._job.segments[segment])
-            with _unreadable_is_damage("journal record", f"{path} at {position}"):
-                if file is None:
-                    file = self._files[segment] = self._disk.open(path)
-                data = read_write_record(file, path, position, op_seq)
+            if file is None:
+                file = self._files[segment] = self._disk.open(path)
+            # A disk that refuses to read may read again: the commit waits, nothing is given up.
+            data = read_write_record(file, path, position, op_seq)
             self._records[segment, position] = data
             if len(self._records) > _RECORDS_CACHED:
                 self._records.popitem(last=False)
@@ -488,8 +489,7 @@ class Sealing:
     def _stored(self, item: SealItem, *, use_cache: bool) -> bytes:
         """Return the bytes of a chunk's place: in a base pack, in the block cache, in the store."""
         if is_base_pack(item.source_key):
-            with _unreadable_is_damage("base pack", item.source_key):
-                return self._base.read(item.source_key, item.source_offset, item.stored_length)
+            return self._base.read(item.source_key, item.source_offset, item.stored_length)
         block_bytes = self._cache.block_bytes
         first = item.source_offset // block_bytes
         last = (item.source_offset + item.stored_length - 1) // block_bytes
@@ -580,14 +580,12 @@ class Sealing:
 
 
 @contextmanager
-def _unreadable_is_damage(kind: str, place: str) -> Iterator[None]:
-    """A sector that cannot be read has lost its bytes like one whose bytes rotted."""
+def _unreadable_is_lost(key: str) -> Iterator[None]:
+    """A pack that waits only saves work: the journal has its bytes."""
     try:
         yield
     except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        raise Corrupt(kind, place, str(error)) from error
+        raise SealingLost(f"{key} cannot be read in the outbox: {error}") from error
 
 
 def _is_wanted(chunk: PackedChunk, wanted: dict[int, SealItem]) -> bool:

@@ -17,9 +17,10 @@ import trio.testing
 from s3fs_banyan.app.engine import Engine
 from s3fs_banyan.commit import log_store
 from s3fs_banyan.commit.log_store import CommitLog
-from s3fs_banyan.errors import BanyanFSError
-from s3fs_banyan.format.keys import checkpoint_piece_key
+from s3fs_banyan.errors import BanyanFSError, Unavailable
+from s3fs_banyan.format.keys import CHECKPOINT_PIECE_PREFIX, checkpoint_piece_key
 from s3fs_banyan.meta import database
+from s3fs_banyan.remote.memory import MemoryStore
 from tests.unit.engine_kit import ROOT, World, running, write_file
 
 pytestmark = pytest.mark.allow_log_warnings
@@ -148,3 +149,30 @@ async def test_a_piece_that_was_lost_is_sent_again(
             await engine.committer.take_epoch()
             found = [await _read_back(engine, b"later-%d" % number) for number in range(3)]
     assert found[-1], "the lost piece is named by every checkpoint and never sent"
+
+
+async def test_what_the_store_has_is_learnt_once_although_a_list_failed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second look must not count the checkpoints of the first one again."""
+    async with running(world.context()) as engine:
+        await engine.committer.take_epoch()
+        for name in (b"a", b"b"):
+            await write_file(engine, name, b"x")
+            await engine.committer.commit_once()
+            await engine.checkpointer.write_now()
+        written = [*engine.checkpointer.kept]
+    async with running(world.context()) as engine:
+        real, failures = type(world.store).list, [1]
+
+        def listed(store: MemoryStore, prefix: str = "", **options: Any) -> Any:  # noqa: ANN401
+            if prefix == CHECKPOINT_PIECE_PREFIX and failures:
+                failures.pop()
+                raise Unavailable("the store is away for a moment")
+            return real(store, prefix, **options)
+
+        monkeypatch.setattr(type(world.store), "list", listed)
+        with pytest.raises(Unavailable):
+            await engine.checkpointer.load()
+        await engine.checkpointer.load()
+        assert engine.checkpointer.kept == written

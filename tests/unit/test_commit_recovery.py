@@ -20,6 +20,7 @@ from s3fs_banyan.errors import (
     DataError,
     InputOutput,
     ObjectMissing,
+    Refused,
     UnsupportedVersion,
 )
 from s3fs_banyan.format.keys import (
@@ -136,6 +137,36 @@ async def test_a_committed_db_that_cannot_be_opened_for_a_moment_is_kept(
                 pass
     async with running(world.context(store=store)) as engine:
         assert names(engine) == [b"a"]
+
+
+@pytest.mark.allow_log_warnings
+@pytest.mark.parametrize("answers", [True, False], ids=["store there", "store away"])
+async def test_a_committed_db_that_cannot_be_read_is_made_again_from_the_store(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, answers: bool
+) -> None:
+    """The store has all of it; while that is away the mount is refused, and the file stays."""
+    async with running(world.context()) as engine:
+        await engine.committer.take_epoch()
+        await write_file(engine, b"a", b"committed")
+        await engine.committer.commit_once()
+    path = world.root / "a" / "committed.db"
+    real, bad = database.open_database, path.stat().st_ino
+
+    def open_database(path: Path, **options: Any) -> apsw.Connection:  # noqa: ANN401
+        if path.name == "committed.db" and path.exists() and path.stat().st_ino == bad:
+            raise apsw.IOError("disk I/O error")
+        return real(path, **options)
+
+    monkeypatch.setattr("s3fs_banyan.meta.committed.open_database", open_database)
+    with path.open("rb"):  # its inode number is not used again
+        if answers:
+            async with running(world.context(boot="boot-2")) as engine:
+                assert names(engine) == [b"a"]
+            return
+        with pytest.raises(Refused, match="cannot be read"):
+            async with running(world.context(store=away(world.store)[1], boot="boot-2")):
+                pass
+        assert path.stat().st_ino == bad
 
 
 async def test_a_lost_disk_gives_the_last_commit(world: World) -> None:
