@@ -98,7 +98,8 @@ def test_a_spoilt_read_is_an_error_and_another_attempt_heals_it(
     proxy.only(kind)
     with pytest.raises(StoreError) as found:
         store.read(_PATH)
-    assert type(found.value) is _OF_READ[kind]
+    # A reset may leave bytes that came before it: then it is a `BrokenBody`, an `Unavailable`.
+    assert isinstance(found.value, _OF_READ[kind])
     assert found.value.retryable
     proxy.calm()
     assert store.read(_PATH) == _DATA
