@@ -126,7 +126,7 @@ class Checkpointer:
         except Exception:
             log.exception("checkpoint %d could not be sent; another one follows", head.seq)
             self._ctx.metrics.handler_errors.add()
-            self._put_off()
+            self.wanted = True
         finally:
             self._running = False
 

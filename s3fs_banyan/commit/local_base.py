@@ -10,6 +10,7 @@ from pathlib import Path
 
 from s3fs_banyan.commit.base_packs import BasePacks
 from s3fs_banyan.commit.context import Context
+from s3fs_banyan.errors import ExitCode, Refused
 from s3fs_banyan.meta.base import Base, base_files, open_base
 from s3fs_banyan.meta.committed import Head
 from s3fs_banyan.runtime import register_failpoint
@@ -24,11 +25,19 @@ FP_BASE_DROPPED = register_failpoint(
 def open_local_base(ctx: Context) -> Base | None:
     """Open base.db, None if there is none or its making was never finished; blocks.
 
-    Raises `Corrupt` if it is damaged: then it is as precious as the journal, and stays.
+    Raises `Corrupt` if it is damaged, `Refused` if it cannot be read just now: it is as precious
+    as the journal, and stays.
     """
     if not ctx.disk.exists(ctx.local.base):
         return None
-    base = open_base(ctx.local.base, vfs=ctx.disk.sqlite_vfs, volume_id=ctx.volume.volume_id)
+    try:
+        base = open_base(ctx.local.base, vfs=ctx.disk.sqlite_vfs, volume_id=ctx.volume.volume_id)
+    except OSError as error:
+        raise Refused(
+            f"{error}. It holds changes that are not in the store: mount again when the disk can "
+            "be read",
+            exit_code=ExitCode.LOCAL,
+        ) from error
     if base is None:
         drop_local_base(ctx)
     return base

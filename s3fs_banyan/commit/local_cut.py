@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -39,6 +40,9 @@ from s3fs_banyan.runtime import register_failpoint
 
 log = logging.getLogger(__name__)
 
+_AGAIN_NS: Final = 10_000_000_000
+"""Time between two local cuts for the sake of writers that wait."""
+
 FP_LOCAL_CUT = register_failpoint(
     "local-cut", "local cut, step 1 done: the CUT record is on the disk"
 )
@@ -62,14 +66,24 @@ class LocalCutter:
         self._worker = worker
         self._packs = BasePacks(ctx.disk, ctx.local.base_packs)
         self._backlog_after = 0
-        """What was left of the backlog by the last local cut."""
+        """How much of the backlog the last local cut could not free, and another could not."""
+        self._again_ns = 0
+        """When writers that wait are reason enough for one that was put off."""
 
     def is_due(self) -> bool:
-        """Tell whether the journal has grown enough to be worth a local cut."""
-        backlog = self._state.journal.backlog_bytes
+        """Tell whether the journal has grown enough to be worth a local cut.
+
+        One in which writers wait for room does not grow, and only a cut can give them any.
+        """
+        state, least = self._state, self._ctx.settings.local_cut_bytes
+        if state.read_only_reason:
+            return False
+        backlog = state.journal.backlog_bytes
         self._backlog_after = min(self._backlog_after, backlog)
-        grown = backlog - self._backlog_after
-        return grown >= self._ctx.settings.local_cut_bytes and not self._state.read_only_reason
+        if backlog - self._backlog_after >= least:
+            return True
+        now_ns = self._ctx.runtime.monotonic_ns()
+        return bool(state.waiting_writers) and backlog >= least and now_ns >= self._again_ns
 
     async def cut(self, *, frozen: int | None, forget_gone: bool) -> bool:
         """Make a local cut; true if the journal could be freed.
@@ -108,7 +122,10 @@ class LocalCutter:
         cut.clean()
         Path(body.placements).unlink(missing_ok=True)
         state.base_bytes = base.packs_bytes()
-        self._backlog_after = state.journal.backlog_bytes
+        # What was written meanwhile counts as grown: a slow cut may be due again at once.
+        backlog = state.journal.backlog_bytes
+        self._backlog_after = backlog - state.journal.freed_by_next_cut(cut.op_seq)
+        self._again_ns = ctx.runtime.monotonic_ns() + _AGAIN_NS
         ctx.runtime.failpoint(FP_LOCAL_RECYCLED)
         ctx.metrics.local_cuts.add()
         spent_s = (ctx.runtime.monotonic_ns() - begin_ns) / 1e9
@@ -123,6 +140,7 @@ class LocalCutter:
 
     def _put_off(self, why: str) -> bool:
         self._backlog_after = self._state.journal.backlog_bytes
+        self._again_ns = self._ctx.runtime.monotonic_ns() + _AGAIN_NS
         log.warning("no local cut now: %s", why)
         return False
 

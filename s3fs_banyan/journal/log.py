@@ -416,6 +416,11 @@ class Journal:
         self.spares.trim()
         self._notify()
 
+    def freed_by_next_cut(self, cut_op_seq: int) -> int:
+        """Return the bytes of the backlog that came after a cut and that another one would free."""
+        later = (s for s in self._segments.values() if s.last_op_seq > cut_op_seq)
+        return sum(s.end - SEGMENT_HEADER_BYTES for s in later if s is not self._current)
+
     @property
     def segment_counts(self) -> tuple[int, int]:
         """(in use, spare)."""

@@ -19,7 +19,7 @@ from s3fs_banyan.meta.committed import CommittedView, Head, apply_placements, ap
 from s3fs_banyan.meta.database import (
     attach_all,
     detach_all,
-    disk_full_named,
+    disk_errors_named,
     open_database,
     run_script,
     runner,
@@ -130,7 +130,7 @@ class Base:
         """
         connection = self._writer
         files: dict[str, Path | None] = {"delta": delta, "placed": placements}
-        with disk_full_named("a local cut"):
+        with disk_errors_named("a local cut"):
             self._apply_files(files, head, cuts)
         self.head = _read_head(connection)
         rows: Any = connection.execute("SELECT id FROM pack").fetchall()
@@ -218,7 +218,7 @@ def begin_base(path: Path, source: apsw.Connection, origin: Head, *, vfs: str | 
     at its origin says nothing that committed.db does not say: recovery drops it.
     Raises `LocalDiskFull`.
     """
-    with disk_full_named("the base of a local cut"):
+    with disk_errors_named("the base of a local cut"):
         writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
         try:
             with writer.backup("main", source, "main") as backup:
@@ -257,7 +257,7 @@ def open_base(path: Path, *, vfs: str | None, volume_id: str) -> Base | None:
     Raises `Corrupt`, and `LocalDiskFull` and `OSError` if the disk refuses just now.
     """
     try:
-        with disk_full_named(str(path)):
+        with disk_errors_named(str(path)):
             writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
         try:
             tables = runner(writer)("SELECT 1 FROM sqlite_master WHERE name = 'head'").fetchall()

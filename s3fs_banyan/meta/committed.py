@@ -22,7 +22,7 @@ from s3fs_banyan.meta.database import (
     attach_all,
     check_foreign,
     detach_all,
-    disk_full_named,
+    disk_errors_named,
     make_genesis,
     open_database,
     open_scratch,
@@ -310,7 +310,7 @@ class Committed:
             self.path, vfs=self.vfs, durable=True, read_only=True, cache_kib=2048
         )
         try:
-            with disk_full_named("a checkpoint's copy"):
+            with disk_errors_named("a checkpoint's copy"):
                 target = open_scratch(path)
                 try:
                     with target.backup("main", source, "main") as backup:
@@ -397,7 +397,7 @@ def open_committed(path: Path, *, vfs: str | None, volume_id: str) -> Committed:
     `LocalDiskFull` and `OSError` if the disk refuses just now: what it holds may be whole.
     """
     try:
-        with disk_full_named(str(path)):
+        with disk_errors_named(str(path)):
             writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
             try:
                 committed = Committed(path, vfs=vfs, writer=writer)

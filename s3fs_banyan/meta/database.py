@@ -77,7 +77,7 @@ def runner(connection: apsw.Connection) -> Callable[..., Any]:
 
 
 @contextmanager
-def disk_full_named(what: str) -> Iterator[None]:
+def disk_errors_named(what: str) -> Iterator[None]:
     """Turn what SQLite says of the local disk into what everybody else says: is it full or ill?
 
     Raises `LocalDiskFull`, also for a file that cannot be made at all (`CantOpenError`): there may

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import apsw
 
 from s3fs_banyan.meta.committed import CommittedView
-from s3fs_banyan.meta.database import disk_full_named, open_scratch, run_script, runner
+from s3fs_banyan.meta.database import disk_errors_named, open_scratch, run_script, runner
 from s3fs_banyan.meta.live import Snapshot
 from s3fs_banyan.meta.paths import directories_sql
 from s3fs_banyan.meta.tables import STATE_COLUMNS, STATE_KEYS, delta_sql
@@ -37,7 +37,7 @@ def write_delta(snapshot: Snapshot, flip: int, *, with_paths: bool = False) -> D
     Raises `LocalDiskFull`; the snapshot is gone then, too, and the cut is to be made again.
     """
     try:
-        with disk_full_named("the delta of a commit"):
+        with disk_errors_named("the delta of a commit"):
             counts = _fill(snapshot, (flip,), "committed")
             if snapshot.has_base:
                 _add_base_moves(snapshot, flip)
@@ -59,7 +59,7 @@ def write_local_delta(
     listed as gone instead of kept; false while commits of an earlier life may still arrive.
     """
     try:
-        with disk_full_named("the delta of a local cut"):
+        with disk_errors_named("the delta of a local cut"):
             flips = (flip,) if frozen is None else (flip, frozen)
             counts = _fill(snapshot, flips, "base")
             _list_keys(snapshot.connection, flips, frozen, forget_gone=forget_gone)

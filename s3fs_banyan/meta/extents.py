@@ -83,6 +83,11 @@ class Extents:
         rows = self._run(_OVERLAPPING, (ino, start, end)).fetchall()
         return [Extent(*row) for row in rows if row[0] + row[1] > start]
 
+    def covered_bytes(self, ino: int, start: int, end: int) -> int:
+        """Return how many bytes of [start, end) are data, not holes."""
+        found = self.overlapping(ino, start, end)
+        return sum(min(e.offset + e.length, end) - max(e.offset, start) for e in found)
+
     def pieces(self, chunk: int, start: int, end: int) -> list[Piece]:
         """Return the pieces of a chunk that share a byte with [start, end), in order."""
         if chunk in self._new_pieces_of:

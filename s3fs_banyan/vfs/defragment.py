@@ -78,8 +78,8 @@ class Defragmenter:
     async def _rewrite_window(self, ino: int, start: int, end: int) -> int:
         extents = self._state.live.extents
         before = extents.overlapping(ino, start, end)
-        covered = sum(min(e.offset + e.length, end) - max(e.offset, start) for e in before)
-        if len(before) < _EXTENTS_MIN or covered != end - start:
+        is_whole = extents.covered_bytes(ino, start, end) == end - start
+        if len(before) < _EXTENTS_MIN or not is_whole:
             return 0  # whole enough, or with holes, which a rewrite would fill
         watermark = self._state.live.tree.counter("watermark")
         if any(extent.chunk >= watermark for extent in before):

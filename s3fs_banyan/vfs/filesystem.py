@@ -275,9 +275,8 @@ class FileSystem:
 
     def _check_growth(self, ino: int, start: int, end: int) -> None:
         """Refuse what a full volume has no room for: bytes that replace none of the file's."""
-        replaced = self._extents.overlapping(ino, start, end)
-        kept = sum(min(e.offset + e.length, end) - max(e.offset, start) for e in replaced)
-        if end - start - kept > max(0, self._capacity - self._extents.used_bytes):
+        replaced = self._extents.covered_bytes(ino, start, end)
+        if end - start - replaced > max(0, self._capacity - self._extents.used_bytes):
             raise NoSpace(f"the volume's capacity of {self._capacity} bytes is used up")
 
     async def fsync(self) -> None:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import apsw
 import pytest
 import trio
 import trio.testing
 
 from s3fs_banyan.app.engine import Engine
 from s3fs_banyan.commit.context import EngineSettings
-from s3fs_banyan.errors import Corrupt, Unavailable
+from s3fs_banyan.commit.cut import CutTaken
+from s3fs_banyan.commit.sealing import LocalBody
+from s3fs_banyan.errors import Corrupt, ExitCode, Refused, Unavailable
 from s3fs_banyan.format.keys import LOG_PREFIX
 from s3fs_banyan.journal.disk import RealDisk
 from s3fs_banyan.journal.segment import JournalSettings
+from s3fs_banyan.meta import database
+from s3fs_banyan.meta.base import Base
 from s3fs_banyan.remote.base import FileMeta
 from tests.unit.counting_store import CountingStore
 from tests.unit.engine_kit import SECOND_NS, World, engine_settings, names, running, write_file
@@ -205,3 +212,78 @@ async def test_a_store_that_answers_but_takes_no_packs_is_away(
             nursery.cancel_scope.cancel()
         assert not scope.cancelled_caught, "the writer waits for ever"
         assert engine.ctx.metrics.local_cuts.read()
+
+
+async def test_what_is_written_during_a_local_cut_makes_the_next_one_due(
+    world: World, store: LossyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else writers whose journal filled up meanwhile would wait until the store is back."""
+    async with running(world.context(settings=cutting(2 * MIB))) as engine:
+        await engine.committer.take_epoch()
+        store.is_away = True
+        cutter = engine.committer._local
+        seal = cutter._seal
+
+        async def while_others_write(cut: CutTaken, base: Base) -> LocalBody:
+            for number in range(4):
+                await write_file(engine, b"meanwhile-%d" % number, os.urandom(MIB))
+            return await seal(cut, base)
+
+        monkeypatch.setattr(cutter, "_seal", while_others_write)
+        await write_file(engine, b"before", os.urandom(3 * MIB))
+        assert cutter.is_due()
+        assert await cutter.cut(frozen=None, forget_gone=False)
+        assert cutter.is_due()
+        monkeypatch.setattr(cutter, "_seal", seal)
+        assert await cutter.cut(frozen=None, forget_gone=False)
+        assert not cutter.is_due()
+
+
+async def test_a_local_cut_that_was_put_off_is_made_for_writers_that_wait(
+    world: World, store: LossyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A journal without room does not grow, so growth cannot be what they wait for."""
+    async with running(world.context(settings=cutting(2 * MIB))) as engine:
+        await engine.committer.take_epoch()
+        store.is_away = True
+        cutter = engine.committer._local
+        await write_file(engine, b"file", os.urandom(3 * MIB))
+
+        async def refused(cut: CutTaken, base: Base) -> LocalBody:
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cutter, "_seal", refused)
+            assert not await cutter.cut(frozen=None, forget_gone=False)
+        engine.state.waiting_writers = 1
+        assert not cutter.is_due()
+        world.runtime.now_ns += 11 * SECOND_NS
+        assert cutter.is_due()
+        engine.state.waiting_writers = 0
+        assert not cutter.is_due()
+
+
+async def test_a_base_that_cannot_be_read_just_now_refuses_the_mount(
+    world: World, store: LossyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it holds is nowhere else: it stays, and the next mount finds it."""
+    async with running(world.context(settings=cutting(MIB))) as engine:
+        await engine.committer.take_epoch()
+        store.is_away = True
+        await write_file(engine, b"precious", os.urandom(2 * MIB))
+        assert await engine.committer._local.cut(frozen=None, forget_gone=False)
+    real = database.open_database
+
+    def open_database(path: Path, **options: Any) -> apsw.Connection:  # noqa: ANN401
+        if path.name == "base.db":
+            raise apsw.IOError("disk I/O error")
+        return real(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("s3fs_banyan.meta.base.open_database", open_database)
+        with pytest.raises(Refused, match="not in the store") as caught:
+            async with running(world.context(boot="boot-2")):
+                pass
+        assert caught.value.exit_code == ExitCode.LOCAL
+    async with running(world.context(boot="boot-2")) as engine:
+        assert names(engine) == [b"precious"]
