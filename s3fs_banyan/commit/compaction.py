@@ -52,6 +52,24 @@ def choose_victims(
     return chosen if len(chosen) > 1 or half_dead else []
 
 
+def choose_holed(packs: Sequence[PackRow], moved_bytes_max: int) -> list[PackRow]:
+    """Return the base packs to be emptied by a local cut: of which a third is dead, worst first.
+
+    What is moved lies on the local disk twice until the cut is done. So no more than so many
+    bytes are, but one pack is always: the rest is for the next cuts.
+    """
+    holed = [pack for pack in packs if 0 < pack.live_bytes * 3 < pack.size * 2]
+    holed.sort(key=lambda pack: pack.live_bytes / pack.size)
+    chosen: list[PackRow] = []
+    left = moved_bytes_max
+    for pack in holed:
+        if chosen and pack.live_bytes > left:
+            break
+        chosen.append(pack)
+        left -= pack.live_bytes
+    return chosen
+
+
 def add_compaction(view: CommittedView, seal_db: Path, victims: Sequence[PackRow]) -> int:
     """Add the living chunks of the victims to a seal list; returns their stored bytes."""
     moved = add_moves(view, seal_db, [pack.id for pack in victims])

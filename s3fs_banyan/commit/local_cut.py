@@ -18,6 +18,7 @@ from typing import Final
 import trio
 
 from s3fs_banyan.commit.base_packs import BasePacks
+from s3fs_banyan.commit.compaction import choose_holed
 from s3fs_banyan.commit.context import Context
 from s3fs_banyan.commit.cut import (
     DIRTY_ROWS_STEP,
@@ -106,6 +107,7 @@ class LocalCutter:
             await undo_cut(state, cut)
             return self._put_off("the disk refused to sync the journal")
         try:
+            state.journal.spares.keep_few()  # the base packs of this cut lie beside the journal
             counts = await self._delta(cut, base, frozen, forget_gone=forget_gone)
             body = await self._seal(cut, base)
             ctx.runtime.failpoint(FP_LOCAL_SEALED)
@@ -115,7 +117,6 @@ class LocalCutter:
             return self._put_off(str(error))
         ctx.runtime.failpoint(FP_LOCAL_APPLIED)
         await self._hold(cut, await ctx.runtime.in_thread(gone_keys, cut.delta_db))
-        state.journal.spares.is_lean = True
         state.journal.recycle(cut.op_seq)
         await forget_pieces(state, cut)
         await ctx.runtime.in_thread(self._packs.keep_only, needed)
@@ -169,11 +170,15 @@ class LocalCutter:
     async def _delta(
         self, cut: CutTaken, base: Base, frozen: int | None, *, forget_gone: bool
     ) -> DeltaCounts:
+        # Between two cuts no more dies than that many bytes, and to free these from packs of
+        # which a third is dead takes moving twice as many: none are left over for long.
+        moved_bytes_max = 2 * self._ctx.settings.local_cut_bytes
+
         def write() -> DeltaCounts:
             counts = write_local_delta(cut.snapshot, cut.flip, frozen, forget_gone=forget_gone)
             with base.view() as view:
-                holed = [p.id for p in view.packs() if 0 < p.live_bytes * 3 < p.size * 2]
-                add_moves(view, cut.seal_db, holed)
+                holed = choose_holed(view.packs(), moved_bytes_max)
+                add_moves(view, cut.seal_db, [pack.id for pack in holed])
             return counts
 
         return await self._ctx.runtime.in_thread(write)
@@ -240,7 +245,7 @@ class LocalCutter:
         if base is None or base.head.op_seq > op_seq:
             return
         state.base, state.base_bytes = None, 0
-        state.journal.spares.is_lean = False
+        state.journal.spares.keep_usual()
         self._backlog_after = 0
         base.close()
         await ctx.runtime.in_thread(drop_local_base, ctx)

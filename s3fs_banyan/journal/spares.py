@@ -57,8 +57,7 @@ class SpareSegments:
         self._poured_ns = 0
         self._wanted = trio.Event()
         self._changed = trio.Event()
-        self.is_lean = False
-        """Keep few: the store is away, and the disk is needed for what lives."""
+        self._is_lean = False
         self.disk_full = False
         """No more can be made: other files fill the local disk."""
 
@@ -86,9 +85,22 @@ class SpareSegments:
         self._wanted.set()
         return self._files.popleft()
 
+    def keep_few(self) -> None:
+        """The store is away, and the disk is needed for what lives: remove what is not usual now.
+
+        Raises `OSError` if the disk refuses to remove a name.
+        """
+        self._is_lean = True
+        self.trim()
+
+    def keep_usual(self) -> None:
+        """Make as many again as there are while the store answers."""
+        self._is_lean = False
+        self._wanted.set()
+
     def trim(self) -> None:
         """Remove what is more than the disk should hold."""
-        most = self._usual if self.is_lean else self._settings.spares_max
+        most = self._usual if self._is_lean else self._settings.spares_max
         while len(self._files) > most:
             self.remove(self._files.pop())
 
@@ -182,7 +194,7 @@ class SpareSegments:
 
     @property
     def _usual(self) -> int:
-        return min(self._settings.spares, _LEAN) if self.is_lean else self._settings.spares
+        return min(self._settings.spares, _LEAN) if self._is_lean else self._settings.spares
 
     def _is_awaited(self) -> bool:
         """Tell whether somebody waits for a file, or will before one is filled."""

@@ -263,6 +263,63 @@ async def test_a_local_cut_that_was_put_off_is_made_for_writers_that_wait(
         assert not cutter.is_due()
 
 
+async def test_what_a_local_cut_moves_is_bounded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies on the disk twice until the cut is done, and many packs may rot away at once."""
+    step = MIB // 2
+    async with running(world.context(settings=cutting(step))) as engine:
+        await engine.committer.take_epoch()
+        cutter = engine.committer._local
+        base = engine.ctx.local.base_packs
+        apply, sealed = cutter._apply, []
+
+        async def measured(cut: CutTaken, opened: Base, body: LocalBody) -> set[int]:
+            sealed.append(sum(path.stat().st_size for path in base.iterdir()))
+            return await apply(cut, opened, body)
+
+        monkeypatch.setattr(cutter, "_apply", measured)
+        for number in range(12):
+            await write_file(engine, b"stays-%d" % number, os.urandom(step // 2))
+            await write_file(engine, b"goes-%d" % number, os.urandom(step // 2))
+            assert await cutter.cut(frozen=None, forget_gone=False)
+        for number in range(12):
+            await remove(engine, b"goes-%d" % number)
+        assert await cutter.cut(frozen=None, forget_gone=False)  # learns what has died
+        before = engine.state.base_bytes
+        assert await cutter.cut(frozen=None, forget_gone=False)
+        moved = sealed[-1] - before
+        assert step < moved < 2.2 * step
+        for _ in range(5):
+            assert await cutter.cut(frozen=None, forget_gone=False)
+        assert engine.state.base_bytes < 1.1 * 12 * step // 2, "the rest was left for ever"
+
+
+async def test_spare_segments_go_before_base_packs_come(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk would hold both at the beginning of an outage, when little lives yet."""
+    journal = JournalSettings(segment_bytes=MIB, spares=8, free_bytes_min=0)
+    settings = engine_settings(journal=journal, local_cut_bytes=MIB, give_up_s=0.0)
+    async with running(world.context(settings=settings)) as engine:
+        await engine.committer.take_epoch()
+        cutter, spares = engine.committer._local, engine.state.journal.spares
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(spares.run)
+            await spares.wait_for(8)
+            nursery.cancel_scope.cancel()
+        seal, left = cutter._seal, []
+
+        async def looked_at(cut: CutTaken, base: Base) -> LocalBody:
+            left.append(len(spares))
+            return await seal(cut, base)
+
+        monkeypatch.setattr(cutter, "_seal", looked_at)
+        await write_file(engine, b"file", os.urandom(MIB))
+        assert await cutter.cut(frozen=None, forget_gone=False)
+        assert left == [4]
+
+
 async def test_a_base_that_cannot_be_read_just_now_refuses_the_mount(
     world: World, store: LossyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
