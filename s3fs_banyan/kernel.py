@@ -52,7 +52,10 @@ class KernelOptions:
 
 
 class KernelMount:
-    """A mounted /dev/fuse descriptor and the kernel's INIT, not yet answered."""
+    """A mounted /dev/fuse descriptor and the kernel's INIT, not yet answered.
+
+    What is mounted over it, or on its place after it, is another's: `detach` leaves that alone.
+    """
 
     def __init__(self, mountpoint: Path, source: str, options: KernelOptions) -> None:
         """Mount; raises `UsageError` with an exit code if that cannot be."""
@@ -82,6 +85,7 @@ class KernelMount:
                 + (": mounting needs root (CAP_SYS_ADMIN)" if code == errno.EPERM else ""),
                 exit_code=ExitCode.FUSE,
             )
+        self._device = _device_of(mountpoint)
         self.init_request = os.read(self.fd, _INIT_BUFFER)
 
     def complete_reply(self, reply: bytes) -> bytes:
@@ -107,14 +111,30 @@ class KernelMount:
 
     def raise_read_ahead(self) -> None:
         """Raise the read-ahead of the mount's backing device; best effort, for containers."""
-        device = _device_of(self.mountpoint)
-        if device is None:
+        if self._device is None:
             return
-        path = Path(f"/sys/class/bdi/{device}/read_ahead_kb")
+        path = Path(f"/sys/class/bdi/{self._device}/read_ahead_kb")
         try:
             path.write_text(str(self._options.read_ahead_bytes >> 10), encoding="ascii")
         except OSError as error:
             log.info("read-ahead stays as it is: %s", error)
+
+    def detach(self) -> None:
+        """Unmount lazily, if this mount is still what lies there; what goes wrong is logged.
+
+        Requests go on until the last file is closed.
+        """
+        if self._device is None or _device_of(self.mountpoint) != self._device:
+            log.info("%s is not this mount any more: nothing to detach", self.mountpoint)
+            return
+        try:
+            unmount(self.mountpoint, lazy=True)
+        except OSError as error:
+            log.warning("unmount: %s", error)
+
+    def has_ended(self) -> None:
+        """Say that the kernel has let go of it: its device number may be another's from now on."""
+        self._device = None
 
 
 def init_socket() -> tuple[socket.socket, int]:

@@ -20,6 +20,10 @@ log = logging.getLogger(__name__)
 
 _REQUEST_BYTES_MAX = 1 << 16
 """A path of 4,096 bytes, each of them escaped."""
+_REQUEST_S = 10.0
+"""Who connects has so long to say what for."""
+_CONNECTIONS_MAX = 64
+_ACCEPT_PAUSE_S = 0.1
 
 Progress = Callable[[dict[str, object]], Awaitable[None]]
 Command = Callable[..., Awaitable[dict[str, object]]]
@@ -42,7 +46,10 @@ async def serve_control(
     commands: dict[str, Command],
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer requests until cancelled; the socket is removed at the end."""
+    """Answer requests until cancelled; the socket is removed at the end.
+
+    Nothing that is sent here, and no lack of descriptors, ends it.
+    """
     path = control_path(mountpoint)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -50,13 +57,11 @@ async def serve_control(
     await listener.bind(str(path))
     path.chmod(0o600)
     ino = path.stat().st_ino
-    listener.listen(16)
+    listener.listen(_CONNECTIONS_MAX)
     try:
         async with trio.open_nursery() as nursery:
             task_status.started()
-            while True:
-                connection, _ = await listener.accept()
-                nursery.start_soon(_answer, trio.SocketStream(connection), commands)
+            await _accept(listener, commands, nursery)
     finally:
         listener.close()
         # While this daemon was draining, another one may have been mounted here.
@@ -64,7 +69,59 @@ async def serve_control(
             path.unlink()
 
 
+async def _accept(
+    listener: trio.socket.SocketType, commands: dict[str, Command], nursery: trio.Nursery
+) -> None:
+    """Take connections, no more at once than leave the mount its descriptors."""
+    free = trio.Semaphore(_CONNECTIONS_MAX)
+
+    async def answer(connection: trio.socket.SocketType) -> None:
+        try:
+            await _answer(trio.SocketStream(connection), commands)
+        finally:
+            free.release()
+
+    said = ""
+    while True:
+        await free.acquire()
+        try:
+            connection, _ = await listener.accept()
+        except OSError as error:  # no descriptor is free; who asked goes on waiting
+            if said != str(error):
+                said = str(error)
+                log.warning("no control connection can be taken just now: %s", error)
+            free.release()
+            await trio.sleep(_ACCEPT_PAUSE_S)
+        else:
+            said = ""
+            nursery.start_soon(answer, connection)
+
+
 async def _answer(stream: trio.SocketStream, commands: dict[str, Command]) -> None:
+    try:
+        async with stream:
+            with trio.fail_after(_REQUEST_S):
+                line = await _request_line(stream)
+            await _obey(stream, line, commands)
+    except trio.TooSlowError:
+        log.debug("a control connection that asked for nothing was closed")
+    except Exception as error:  # noqa: BLE001  # whatever one connection does, the mount goes on
+        if not _is_hangup(error):
+            log.warning("a control connection ended: %r", error)
+
+
+async def _request_line(stream: trio.SocketStream) -> bytes:
+    """Return what came until a line end, the end of the stream, or too much of it."""
+    line = b""
+    while b"\n" not in line and len(line) < _REQUEST_BYTES_MAX:
+        received = await stream.receive_some(_REQUEST_BYTES_MAX)
+        if not received:
+            break
+        line += received
+    return line.partition(b"\n")[0]
+
+
+async def _obey(stream: trio.SocketStream, line: bytes, commands: dict[str, Command]) -> None:
     async def send(message: dict[str, object]) -> None:
         await stream.send_all((json.dumps(message) + "\n").encode())
 
@@ -72,31 +129,30 @@ async def _answer(stream: trio.SocketStream, commands: dict[str, Command]) -> No
         await send({"progress": values})
 
     try:
-        async with stream:
-            line = (await stream.receive_some(_REQUEST_BYTES_MAX)).split(b"\n")[0]
-            request = json.loads(line or b"{}")
-            name, argument = request.get("command"), request.get("argument")
-            arguments = () if argument is None else (argument,)
-            command = commands.get(name)
-            if command is None:
-                await send({"error": f"unknown command {name!r}"})
-                return
-            try:
-                await send({"result": await command(progress, *arguments)})
-            except Exception as error:  # noqa: BLE001  # told to the one who asked
-                if _is_hangup(error):
-                    return
-                log.warning("control command %s failed: %s", name, error)
-                await send({"error": str(error)})
-    except (trio.BrokenResourceError, trio.ClosedResourceError, ValueError) as error:
-        log.debug("control connection ended: %s", error)
+        request = json.loads(line)
+    except (ValueError, RecursionError):
+        request = None
+    name = request.get("command") if isinstance(request, dict) else None
+    command = commands.get(name) if isinstance(name, str) else None
+    if command is None:
+        await send({"error": f"unknown command {name!r}"})
+        return
+    argument = request.get("argument")
+    arguments = () if argument is None else (argument,)
+    try:
+        await send({"result": await command(progress, *arguments)})
+    except Exception as error:  # noqa: BLE001  # told to the one who asked
+        if _is_hangup(error):
+            return
+        log.warning("control command %s failed: %s", name, error)
+        await send({"error": str(error)})
 
 
 def _is_hangup(error: BaseException) -> bool:
     """Tell whether an error says no more than that the one who asked has gone."""
     if isinstance(error, BaseExceptionGroup):
         return all(_is_hangup(inner) for inner in error.exceptions)
-    return isinstance(error, trio.BrokenResourceError)
+    return isinstance(error, trio.BrokenResourceError | trio.ClosedResourceError)
 
 
 async def ask(
@@ -104,17 +160,20 @@ async def ask(
 ) -> AsyncIterator[dict[str, object]]:
     """Send one command, with an argument if it takes one, and give the messages of the answer.
 
-    Raises `OSError` if no daemon answers for this mount point. The last message has `result` or
-    `error`; none comes if the daemon ends while it works.
+    Raises `OSError` if no daemon answers for this mount point, or the connection breaks. The last
+    message has `result` or `error`; none comes if the daemon ends while it works.
     """
     stream = await trio.open_unix_socket(str(control_path(mountpoint)))
-    async with stream:
-        await stream.send_all(
-            (json.dumps({"command": command, "argument": argument}) + "\n").encode()
-        )
-        buffer = b""
-        async for data in stream:
-            buffer += data
-            while b"\n" in buffer:
-                line, _, buffer = buffer.partition(b"\n")
-                yield json.loads(line)
+    try:
+        async with stream:
+            await stream.send_all(
+                (json.dumps({"command": command, "argument": argument}) + "\n").encode()
+            )
+            buffer = b""
+            async for data in stream:
+                buffer += data
+                while b"\n" in buffer:
+                    line, _, buffer = buffer.partition(b"\n")
+                    yield json.loads(line)
+    except trio.BrokenResourceError as error:
+        raise ConnectionResetError(f"the daemon of {mountpoint} has ended") from error

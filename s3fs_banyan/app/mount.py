@@ -59,7 +59,7 @@ from s3fs_banyan.format.keys import PROBE_PREFIX, WRITER
 from s3fs_banyan.format.volume import VOLUME_VERSION, VolumeDescriptor, decode_heartbeat
 from s3fs_banyan.fuse import FOREVER_S, Operations, serve
 from s3fs_banyan.journal.disk import DirectoryLock, RealDisk
-from s3fs_banyan.kernel import KernelMount, KernelOptions, check_mountpoint, unmount
+from s3fs_banyan.kernel import KernelMount, KernelOptions, check_mountpoint
 from s3fs_banyan.observe import Metrics, serve_metrics
 from s3fs_banyan.processors import open_processors
 from s3fs_banyan.remote.base import RemoteFileSystem
@@ -334,12 +334,12 @@ async def _serve_kernel(
         engine.ctx.metrics,
         timeout_s=FOREVER_S,
         durability="remote" if engine.ctx.settings.durability_remote else "local",
-        on_failure=lambda error: _end_if_broken(request, engine, error),
+        on_failure=lambda error: _end_if_broken(mount, engine, error),
         writeback=config.kernel_writeback,
     )
     drained = trio.Event()
     await nursery.start(serve_control, request.mountpoint, _commands(request, engine, drained))
-    nursery.start_soon(_watch_signals, request, engine)
+    nursery.start_soon(_watch_signals, mount, engine)
 
     def ready() -> None:
         mount.raise_read_ahead()
@@ -373,14 +373,14 @@ async def _drain(engine: Engine) -> bool:
     return True
 
 
-def _end_if_broken(request: MountRequest, engine: Engine, error: BaseException) -> None:
+def _end_if_broken(mount: KernelMount, engine: Engine, error: BaseException) -> None:
     """A broken invariant: detach the mount; the next start folds the journal again."""
     if engine.state.broken:
         log.critical("the state is broken, detaching the mount: %r", error)
-        unmount(request.mountpoint, lazy=True)
+        mount.detach()
 
 
-async def _watch_signals(request: MountRequest, engine: Engine) -> None:
+async def _watch_signals(mount: KernelMount, engine: Engine) -> None:
     """SIGTERM or SIGINT: unmount (lazily) and drain; a second one: end at once."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         first = True
@@ -394,10 +394,7 @@ async def _watch_signals(request: MountRequest, engine: Engine) -> None:
                 end_process(ExitCode.OK)  # as safe as any death; a cancelled request could last
             first = False
             log.info("signal %d: unmounting", number)
-            try:
-                unmount(request.mountpoint, lazy=True)
-            except OSError as error:
-                log.warning("unmount: %s", error)
+            mount.detach()
 
 
 def _commands(request: MountRequest, engine: Engine, drained: trio.Event) -> dict[str, Command]:

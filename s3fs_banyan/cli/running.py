@@ -177,11 +177,18 @@ def _pidfd(pid: int) -> int | None:
 
 
 async def _detach(place: Path, *, lazy: bool) -> None:
-    """Detach the mount; who is just about to let go of it gets a moment to do so."""
+    """Detach the mount; who is just about to let go of it gets a moment to do so.
+
+    Where somebody else was faster, nothing is left to detach.
+    """
     for attempt in range(_DETACH_ATTEMPTS):
+        if mount_source(place) is None:
+            return
         try:
             unmount(place, lazy=lazy)
         except OSError as error:
+            if error.errno == errno.EINVAL and mount_source(place) is None:
+                return
             if error.errno != errno.EBUSY or attempt == _DETACH_ATTEMPTS - 1:
                 raise _not_unmounted(place, error) from error
             await trio.sleep(_DETACH_PAUSE_S)

@@ -37,6 +37,11 @@ log = logging.getLogger(__name__)
 _LINE_BYTES_MAX = 1 << 20
 _PACE_S = 0.25
 _AGAIN_S = 0.5
+_SIGN_OF_LIFE_S = 5.0
+"""How often a worker says that it lives, whatever it is busy with."""
+_SILENT_S = 120.0
+"""One that says nothing for so long stands still, and no answer will come; not one that has been
+asked to yield on a busy machine."""
 
 
 class WorkerDied(SealingLost):
@@ -214,7 +219,8 @@ class WorkerProcess:
             ours.setblocking(False)  # the socket module's own signature
             self._stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
             self._buffer.clear()
-            ours_setup = (json.dumps(self._setup) + "\n").encode()
+            setup = self._setup | {"sign_of_life_s": _SIGN_OF_LIFE_S}
+            ours_setup = (json.dumps(setup) + "\n").encode()
             # A fresh socket pair takes a few KiB without waiting.
             ours.send(ours_setup)
         return self._stream
@@ -260,10 +266,15 @@ class WorkerProcess:
                 return  # whoever reads the answers sees it, too
 
     async def _read_answers(self, stream: trio.SocketStream) -> None:
+        """Take answers and signs of life; returns when there will be no more."""
         while True:
             try:
-                data = await stream.receive_some(65536)
+                with trio.fail_after(_SILENT_S):
+                    data = await stream.receive_some(65536)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            except trio.TooSlowError:
+                log.warning("the worker process stands still: it is ended, another one begins")
                 return
             if not data:
                 return
@@ -271,10 +282,14 @@ class WorkerProcess:
             while (end := self._buffer.find(b"\n")) >= 0:
                 answer = json.loads(self._buffer[:end])
                 del self._buffer[: end + 1]
-                self._on_report(answer.pop("report"))
-                if (event := self._waiting.get(answer["id"])) is not None:
-                    self._answers[answer["id"]] = answer  # else its asker was cancelled
-                    event.set()
+                self._take(answer)
+
+    def _take(self, answer: dict[str, Any]) -> None:
+        self._on_report(answer.pop("report"))
+        number = answer.get("id")  # a sign of life has none
+        if number is not None and (event := self._waiting.get(number)) is not None:
+            self._answers[number] = answer  # else its asker was cancelled
+            event.set()
 
     def _fail_waiting(self) -> None:
         for event in self._waiting.values():

@@ -1,7 +1,8 @@
 """The worker process: reads requests, seals and uploads, answers. See `worker.py`.
 
-Each answer carries what the process has counted since the last one. `pace` has no answer: it
-tells how much of its limit bulk may take while the daemon's reads suffer.
+Each answer carries what the process has counted since the last one, and so does the sign of life
+that it gives every few seconds. `pace` has no answer: it tells how much of its limit bulk may take
+while the daemon's reads suffer.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import signal
 import socket
 import sys
-import threading  # noqa: TID251 - one lock around the socket, which several uploads answer on
+import threading  # noqa: TID251 - a lock around the socket, and one that only says that it lives
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.pacing import hint_to
 from s3fs_banyan.remote.traffic import Traffic
 from s3fs_banyan.remote.transfers import PooledTransfers, Transfers
-from s3fs_banyan.runtime import keep_objects
+from s3fs_banyan.runtime import keep_objects, sleep_blocking
 from s3fs_banyan.scheduling import step_back
 
 _PR_SET_PDEATHSIG = 1
@@ -74,9 +75,21 @@ class WorkerServer:
                 "error": type(error).__name__,
                 "message": str(error),
             }
+        self._send(answer)
+
+    def _send(self, answer: dict[str, Any]) -> None:
         with self._sending:  # a report is in one answer only, and answers must not mix
             answer["report"] = self._metrics.take_report()
             self._sock.sendall((json.dumps(answer) + "\n").encode())
+
+    def show_life(self, every_s: float) -> None:
+        """Give signs of life until the daemon is gone: a process that stands still gives none."""
+        try:
+            while True:
+                sleep_blocking(every_s)
+                self._send({})
+        except OSError:
+            log.debug("nobody listens any more")
 
     def pace(self, share: float) -> None:
         """Take the share of its limit that bulk may have for the next second."""
@@ -159,6 +172,8 @@ def main() -> None:
     transfers = PooledTransfers(int(setup["uploads"]))
     server = WorkerServer(sock, store, cache, cipher, metrics, transfers)
     keep_objects()
+    alive_s = float(setup["sign_of_life_s"])
+    threading.Thread(target=server.show_life, args=(alive_s,), daemon=True).start()
     with ThreadPoolExecutor(_PACKS_AT_ONCE) as uploads:
         for line in reader:
             request = json.loads(line)

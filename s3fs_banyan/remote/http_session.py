@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import requests
@@ -20,10 +21,9 @@ from urllib3 import HTTPResponse
 from urllib3.exceptions import HTTPError
 
 from s3fs_banyan.errors import Misconfigured, Unavailable
-from s3fs_banyan.remote.http_body import in_pieces
+from s3fs_banyan.remote.http_body import each_look, in_pieces
 from s3fs_banyan.runtime import monotonic_s
 
-_READ_PIECE_BYTES: Final = 1 << 20
 _READ_RATE_MIN: Final = 16 * 1024
 """Bytes a second: a body that comes slower is given up, or a trickle would never end."""
 
@@ -92,7 +92,7 @@ class WholeBodySession(requests.Session):
         deadline_s += int(length) / _READ_RATE_MIN if length.isdecimal() else 0.0
         pieces = []
         try:
-            while piece := response.raw.read1(_READ_PIECE_BYTES, decode_content=False):
+            for piece in each_look(partial(response.raw.read1, decode_content=False)):
                 pieces.append(piece)
                 if monotonic_s() > deadline_s:
                     raise Unavailable(f"{what}: the body came too slowly")

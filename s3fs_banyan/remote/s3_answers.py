@@ -7,7 +7,7 @@ always gives it was said by some stranger, a proxy's login page for one, and is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -16,10 +16,10 @@ from typing import Any, Final
 from s3fs_banyan.errors import BrokenBody, Unavailable
 from s3fs_banyan.gentle_io import Bytes
 from s3fs_banyan.remote.answers import unix_ns
+from s3fs_banyan.remote.http_body import LOOK_BYTES_MAX, each_look
 from s3fs_banyan.remote.large_body import LARGE_BYTES, BodyKind, fill_from_line
 from s3fs_banyan.runtime import monotonic_s
 
-_READ_PIECE_BYTES: Final = 1 << 20
 _READ_RATE_MIN: Final = 16 * 1024
 """Bytes a second: a body that comes slower is given up, or a trickle would never end."""
 
@@ -65,16 +65,6 @@ class Torn:
         )
 
 
-def _pieces(body: Any) -> Iterator[bytes]:  # noqa: ANN401  # the SDK's
-    """Give what each look at the line gives.
-
-    A whole piece may trickle in for hours: the time-out of a socket is for one look.
-    """
-    look = getattr(body._raw_stream, "read1", body.read)  # noqa: SLF001
-    while piece := look(_READ_PIECE_BYTES):
-        yield piece
-
-
 def body_of(
     answer: Mapping[str, Any],
     what: str,
@@ -104,10 +94,10 @@ def body_of(
             if filled is not None:
                 return filled.data
             count = 0
-            for piece in _pieces(body):
+            for piece in each_look(getattr(body._raw_stream, "read1", body.read)):  # noqa: SLF001
                 pieces.append(piece)
                 count += len(piece)
-                if chunked and torn.enough is not None and count > torn.enough + _READ_PIECE_BYTES:
+                if chunked and torn.enough is not None and count > torn.enough + LOOK_BYTES_MAX:
                     raise Unavailable(f"{what}: far more came than was asked for")
                 if monotonic_s() > deadline_s:
                     raise torn.after(answer, pieces, f"{what}: the body came too slowly")

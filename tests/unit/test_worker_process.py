@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 import trio
 import trio.testing
 
+from s3fs_banyan.commit import worker as worker_module
 from s3fs_banyan.commit.sealing import SealedPack, SealingLost, SealJob
 from s3fs_banyan.commit.worker import WorkerDied, WorkerProcess
 from s3fs_banyan.commit.worker_main import WorkerServer
@@ -83,8 +85,11 @@ def test_each_answer_carries_what_was_counted_since_the_last(tmp_path: Path) -> 
     assert 's3fs_banyan_store_sent_bytes_total{verb="write"} 8.0' in mount.render()
 
 
-async def test_process_reports_and_takes_the_word_to_yield(tmp_path: Path) -> None:
+async def test_process_reports_and_takes_the_word_to_yield(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A line that nobody answers must not put the answers out of step."""
+    monkeypatch.setattr(worker_module, "_SIGN_OF_LIFE_S", 3600.0)  # they carry reports, too
     reports: list[dict[str, Any]] = []
     asked = trio.Event()
     count = 0
@@ -224,3 +229,50 @@ async def test_a_fresh_process_that_is_asked_for_an_old_sealing_has_lost_it(
             with pytest.raises(SealingLost):
                 await worker.upload(SealedPack(number=0, key="pack/1/x", size=1))
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.allow_log_warnings
+async def test_a_process_that_stands_still_is_ended_and_another_one_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No answer will come, and no commit with it; its socket says nothing of that."""
+    monkeypatch.setattr(worker_module, "_SIGN_OF_LIFE_S", 0.1)
+    monkeypatch.setattr(worker_module, "_SILENT_S", 10.0)
+    restarted = trio.Event()
+    worker = WorkerProcess(setup_in(tmp_path), on_restart=restarted.set)
+    with contextlib.closing(worker), trio.fail_after(120):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker.run)
+            with pytest.raises(BanyanFSError):
+                await worker.begin(job_in(tmp_path))
+            first = worker.pid
+            assert first is not None
+            os.kill(first, signal.SIGSTOP)
+            with pytest.raises(WorkerDied):
+                await worker.begin(job_in(tmp_path))
+            await restarted.wait()
+            with pytest.raises(BanyanFSError) as caught:
+                await worker.begin(job_in(tmp_path))
+            assert not isinstance(caught.value, WorkerDied)
+            assert worker.pid not in {None, first}
+            nursery.cancel_scope.cancel()
+
+
+def test_a_busy_process_gives_signs_of_life(tmp_path: Path) -> None:
+    """What it has counted comes with them; they are over when nobody listens."""
+    metrics = Metrics(process="worker")
+    store = MeterLayer(MemoryStore(clock=lambda: 0), metrics.store)
+    cache = DiskBlockCache(tmp_path / "blocks", 16 << 20, block_bytes=256 << 10)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        with ours, ours.makefile("rb") as reader:
+            server = WorkerServer(theirs, store, cache, None, metrics, InlineTransfers())
+            store.write("pack/1/x", b"0123")
+            living = threading.Thread(target=server.show_life, args=(0.01,), daemon=True)
+            living.start()
+            first, second = (json.loads(reader.readline()) for _ in range(2))
+            assert "id" not in first
+            assert first["report"]["counted"]
+            assert second["report"]["counted"] == []
+        living.join(60)
+        assert not living.is_alive()
