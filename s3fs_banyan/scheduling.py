@@ -30,6 +30,8 @@ _TURN_NS: Final = 100_000
 """The shortest slice that Linux gives."""
 _USUAL_TURN_NS: Final = 0
 """The slice that the kernel gives to whoever does not ask."""
+_IOPRIO_CLASS_NONE: Final = 0
+"""The usual one, by niceness."""
 _IOPRIO_CLASS_IDLE: Final = 3
 _IOPRIO_CLASS_SHIFT: Final = 13
 _IOPRIO_WHO_PROCESS: Final = 1
@@ -55,19 +57,34 @@ def step_back(nice: int) -> None:
     """
     _set_niceness(nice)
     _set_turn(_USUAL_TURN_NS)
+    _set_disk_class(_IOPRIO_CLASS_IDLE)
+
+
+def step_forward() -> None:
+    """Stand in line like everybody else again, after `step_back`, for as long as somebody waits.
+
+    Where niceness cannot be taken back (that needs CAP_SYS_NICE), that of the session can.
+    """
+    _set_niceness(0)
+    _set_disk_class(_IOPRIO_CLASS_NONE)
+
+
+def _set_disk_class(number: int) -> None:
     _, ioprio_set = _CALLS.get(platform.machine(), (None, None))
-    priority = _IOPRIO_CLASS_IDLE << _IOPRIO_CLASS_SHIFT
-    if not _call(ioprio_set, _IOPRIO_WHO_PROCESS, 0, priority):
-        log.info("the disk does not know that this process can wait")
+    if not _call(ioprio_set, _IOPRIO_WHO_PROCESS, 0, number << _IOPRIO_CLASS_SHIFT):
+        log.info("the disk does not know whether this process can wait")
 
 
 def _set_niceness(nice: int) -> None:
     try:
         os.setpriority(os.PRIO_PROCESS, 0, nice)
+    except OSError as error:
+        log.info("niceness %d: %s", nice, error)
+    try:
         if os.getsid(0) == os.getpid() and _AUTOGROUP.exists():
             _AUTOGROUP.write_text(str(nice), encoding="ascii")
     except OSError as error:
-        log.info("niceness %d: %s", nice, error)
+        log.info("niceness %d of the session: %s", nice, error)
 
 
 def _set_turn(nanoseconds: int) -> None:

@@ -435,6 +435,7 @@ class Committer:
             base_packs=str(ctx.local.base_packs),
             policy=ctx.settings.policy.plain(),
             now_ns=ctx.runtime.wall_ns(),
+            is_awaited=state.is_awaited,
         )
 
     async def _publish(self, cut: CutTaken, body: CommitBody) -> tuple[CommitFooter, bytes] | None:

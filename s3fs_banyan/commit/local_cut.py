@@ -196,6 +196,7 @@ class LocalCutter:
             inline_bytes_max=0,
             base_packs=str(ctx.local.base_packs),
             first_base_pack=base.head.next_pack,
+            is_awaited=True,  # the journal grows meanwhile, on a disk that has an end
         )
         for number in range(await self._worker.begin(job)):
             await self._worker.seal_pack(number)

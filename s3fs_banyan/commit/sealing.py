@@ -98,6 +98,8 @@ class SealJob:
     """Journal checksum of the cut that is sealed."""
     chains: tuple[int, ...] = ()
     """The same of all cuts in this journal behind the newest commit."""
+    is_awaited: bool = False
+    """Somebody stands still until this is done: no time to let others go first."""
     multipart: Multipart = "never"
     part_bytes: int = 8 << 20
 

@@ -64,6 +64,7 @@ class EngineState:
         if self.oldest_uncommitted_ns:
             self.uncommitted_bytes = self.journal.backlog_bytes
         self.waiting_writers = 0
+        self._waiting_covered = 0
         self.journal.on_moved = self.live.extents.move_pieces
 
     # --- how far the store is behind -----------------------------------------------------
@@ -129,6 +130,13 @@ class EngineState:
             log.error("this mount is read-only now: %s", reason)
         self.notify_covered()
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody stands still until the next cut is carried out, or soon will."""
+        if self.waiting_writers or self._waiting_covered:
+            return True
+        return self.journal.backlog_bytes > self.ctx.settings.dirty_bytes_max // 4
+
     def has_room(self, byte_count: int, *, frees: bool = False) -> bool:
         """Tell whether an operation with so many bytes may be appended without waiting."""
         return not self.read_only_reason and self._may_append(byte_count, frees=frees)
@@ -189,10 +197,14 @@ class EngineState:
 
         Raises `ReadOnly` if this writer was fenced: then it never will be.
         """
-        while self.covered_op_seq < op_seq:
-            self.check_writable()
-            self.request_commit()
-            await self._covered_changed.wait()
+        self._waiting_covered += 1
+        try:
+            while self.covered_op_seq < op_seq:
+                self.check_writable()
+                self.request_commit()
+                await self._covered_changed.wait()
+        finally:
+            self._waiting_covered -= 1
 
     def request_commit(self) -> None:
         """Ask for a cut as soon as the running commit is done."""

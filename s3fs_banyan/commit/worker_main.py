@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading  # noqa: TID251 - a lock around the socket, and one that only says that it lives
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from s3fs_banyan.remote.pacing import hint_to
 from s3fs_banyan.remote.traffic import Traffic
 from s3fs_banyan.remote.transfers import PooledTransfers, Transfers
 from s3fs_banyan.runtime import keep_objects, sleep_blocking
-from s3fs_banyan.scheduling import step_back
+from s3fs_banyan.scheduling import step_back, step_forward
 
 _PR_SET_PDEATHSIG = 1
 _PACKS_AT_ONCE = 4
@@ -52,8 +53,11 @@ class WorkerServer:
         cipher: Cipher | None,
         metrics: Metrics,
         transfers: Transfers,
+        on_begin: Callable[[SealJob], None] = lambda _: None,
     ) -> None:
+        """`on_begin` is told of each sealing before it begins."""
         self._transfers = transfers
+        self._on_begin = on_begin
         self._beside = PooledTransfers(2 * _PACKS_AT_ONCE)
         self._sock = sock
         self._sending = threading.Lock()
@@ -102,6 +106,7 @@ class WorkerServer:
             segments = {int(number): path for number, path in argument["segments"].items()}
             chains = tuple(argument["chains"])
             job = SealJob(**{**argument, "segments": segments, "chains": chains})
+            self._on_begin(job)
             self._sealing = Sealing(
                 job,
                 disk=self._disk,
@@ -141,6 +146,25 @@ def _plain(value: object) -> dict[str, object] | None:
     return {name: getattr(value, name) for name in value.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
+class _Place:
+    """Behind all others at the processors and at the disk, unless somebody waits for a sealing."""
+
+    def __init__(self, nice: int) -> None:
+        self._nice = nice
+        self._is_forward = False
+        step_back(nice)
+
+    def take(self, job: SealJob) -> None:
+        """Take the place that a sealing needs, for it and until the next one."""
+        if job.is_awaited == self._is_forward:
+            return
+        self._is_forward = job.is_awaited
+        if job.is_awaited:
+            step_forward()
+        else:
+            step_back(self._nice)
+
+
 def main() -> None:
     """Serve one daemon until its end of the socket closes."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -149,7 +173,7 @@ def main() -> None:
     reader = sock.makefile("rb")
     setup = json.loads(reader.readline())
     setup_logging(setup["log_level"], setup["log_format"], sys.stderr)
-    step_back(int(setup["nice"]))
+    place = _Place(int(setup["nice"]))
     options = StoreOptions(**setup["store"])
     for secret in options.secrets.values():
         register_secret(secret)
@@ -170,7 +194,7 @@ def main() -> None:
     )
     cipher = Cipher.from_plain_values(setup["cipher"]) if setup["cipher"] else None
     transfers = PooledTransfers(int(setup["uploads"]))
-    server = WorkerServer(sock, store, cache, cipher, metrics, transfers)
+    server = WorkerServer(sock, store, cache, cipher, metrics, transfers, place.take)
     keep_objects()
     alive_s = float(setup["sign_of_life_s"])
     threading.Thread(target=server.show_life, args=(alive_s,), daemon=True).start()

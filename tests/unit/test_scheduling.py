@@ -38,6 +38,20 @@ def test_who_goes_first_has_short_turns_and_who_steps_back_the_usual_ones() -> N
     assert back == (7, usual_ns)
 
 
+def test_who_stepped_back_can_step_forward_again() -> None:
+    """Others stand still until it is done; its session counts as much as its own niceness."""
+    back, forward, again = _shown(
+        "os.setsid()\n"
+        "def show():\n"
+        "    now = open('/proc/self/autogroup').read().split()[-1:]\n"
+        "    nice = os.getpriority(os.PRIO_PROCESS, 0)\n"
+        "    print(nice, int(now[0]) if now else nice)\n"
+        "scheduling.step_back(7); show(); scheduling.step_forward(); show()\n"
+        "scheduling.step_back(7); show()"
+    )
+    assert (back, forward, again) == ((7, 7), (0, 0), (7, 7))
+
+
 def test_another_policy_stays() -> None:
     """Somebody who runs the daemon as a batch or real-time task has decided otherwise."""
     (shown,) = _shown(

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -276,3 +276,24 @@ def test_a_busy_process_gives_signs_of_life(tmp_path: Path) -> None:
             assert second["report"]["counted"] == []
         living.join(60)
         assert not living.is_alive()
+
+
+async def test_a_sealing_that_somebody_waits_for_does_not_stand_behind_all_others(
+    tmp_path: Path,
+) -> None:
+    """On a busy machine it would hardly go on, and a journal that waits for it fills the disk."""
+    worker = WorkerProcess(setup_in(tmp_path) | {"nice": 5}, on_restart=lambda: None)
+
+    async def niceness(*, is_awaited: bool) -> int:
+        with pytest.raises(BanyanFSError):
+            await worker.begin(replace(job_in(tmp_path), is_awaited=is_awaited))
+        assert worker.pid is not None
+        return os.getpriority(os.PRIO_PROCESS, worker.pid)
+
+    with contextlib.closing(worker), trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker.run)
+            assert await niceness(is_awaited=False) == 5
+            assert await niceness(is_awaited=True) == 0
+            assert await niceness(is_awaited=False) == 5
+            nursery.cancel_scope.cancel()
