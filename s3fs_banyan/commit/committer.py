@@ -143,6 +143,7 @@ class Committer:
         self._in_doubt = False
         """A commit of this life may be in the store without being applied here."""
         self._away_since_ns = 0
+        self._answered_ns = 0
         self._taking_epoch = trio.Lock()
         self.phase = "idle"
         """What the committer does at present, for status."""
@@ -533,7 +534,9 @@ class Committer:
         once a local cut is due and the store has not answered for a while.
         """
         delay_s = _RETRY_FIRST_S
+        now_ns = self._ctx.runtime.monotonic_ns
         while True:
+            begin_ns = now_ns()
             try:
                 result = await attempt()
             except StoreError as error:
@@ -545,7 +548,9 @@ class Committer:
                     log.log(level, "commit waits at %s", text)
                 self.last_error = text
                 self._state.online = False
-                self._away_since_ns = self._away_since_ns or self._ctx.runtime.monotonic_ns()
+                # An attempt lasts for as long as the layers below try again.
+                since_ns = max(begin_ns, self._answered_ns)
+                self._away_since_ns = self._away_since_ns or since_ns
                 await self._wait_away(delay_s, text, frozen, may_give_up=may_give_up)
                 delay_s = min(delay_s * 2, _RETRY_MAX_S)
                 continue
@@ -553,7 +558,7 @@ class Committer:
                 log.info("the store answers again")
             self.last_error = ""
             self._state.online = True
-            self._away_since_ns = 0
+            self._away_since_ns, self._answered_ns = 0, now_ns()
             return result
 
     def _away_s(self) -> float:

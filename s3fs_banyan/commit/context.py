@@ -28,7 +28,7 @@ class EngineSettings:
     dirty_bytes_max: int = 8 << 30
     local_cut_bytes: int = 256 << 20
     """So much backlog makes a local cut worth while when the store is away."""
-    give_up_s: float = 10.0
+    give_up_s: float = 5.0
     """So long no attempt must have succeeded before a commit is given up for a local cut. What it
     has sealed and sent is reused (`outbox.py`), so little is lost if the store comes back then."""
     durability_remote: bool = False

@@ -29,6 +29,7 @@ from s3fs_banyan.commit.cut import (
     undo_cut,
 )
 from s3fs_banyan.commit.local_base import drop_local_base
+from s3fs_banyan.commit.outbox import Outbox
 from s3fs_banyan.commit.sealing import LocalBody, SealingLost, SealJob
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.commit.worker import Worker
@@ -66,6 +67,7 @@ class LocalCutter:
         self._state = state
         self._worker = worker
         self._packs = BasePacks(ctx.disk, ctx.local.base_packs)
+        self._outbox = Outbox(ctx.local.outbox)
         self._backlog_after = 0
         """How much of the backlog the last local cut could not free, and another could not."""
         self._again_ns = 0
@@ -120,6 +122,8 @@ class LocalCutter:
         state.journal.recycle(cut.op_seq)
         await forget_pieces(state, cut)
         await ctx.runtime.in_thread(self._packs.keep_only, needed)
+        # What lives of them is in base packs now, as it would be sealed again.
+        await ctx.runtime.in_thread(self._outbox.forget_unsent)
         cut.clean()
         Path(body.placements).unlink(missing_ok=True)
         state.base_bytes = base.packs_bytes()

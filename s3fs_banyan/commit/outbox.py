@@ -149,6 +149,12 @@ class Outbox:
         self.drop_pack(key)
         self._record_path(key).unlink(missing_ok=True)
 
+    def forget_unsent(self) -> None:
+        """Forget packs of which nothing has been sent. Raises `OSError`."""
+        for record in self.records():
+            if record.chunks is None and record.upload is None:
+                self.forget(record.key)
+
     def tidy(self) -> None:
         """Keep packs and records that belong together, drop all else: for a start."""
         known = set()

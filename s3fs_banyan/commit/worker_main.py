@@ -17,6 +17,7 @@ import sys
 import threading  # noqa: TID251 - a lock around the socket, and one that only says that it lives
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from s3fs_banyan.runtime import keep_objects, sleep_blocking
 from s3fs_banyan.scheduling import step_back, step_forward
 
 _PR_SET_PDEATHSIG = 1
+_RETRY_DEADLINE_S = 5.0
 _PACKS_AT_ONCE = 4
 """As many as the committer has under way; what they send shares the bound on transfers."""
 
@@ -175,6 +177,9 @@ def main() -> None:
     setup_logging(setup["log_level"], setup["log_format"], sys.stderr)
     place = _Place(int(setup["nice"]))
     options = StoreOptions(**setup["store"])
+    # The committer tries again for ever, above; meanwhile it wants to know whether the store is
+    # there, for a journal that grows.
+    options = replace(options, retry_deadline_s=min(options.retry_deadline_s, _RETRY_DEADLINE_S))
     for secret in options.secrets.values():
         register_secret(secret)
     metrics = Metrics(process="worker")

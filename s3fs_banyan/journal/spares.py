@@ -22,7 +22,7 @@ from s3fs_banyan.runtime import Runtime
 _FILL_BYTES = 1 << 20
 _FILL_PAUSE_S = 0.03
 _URGENT = 2
-_LEAN = 4
+_LEAN = 2
 _BUSY_NS = 200_000_000
 _AGAIN_S = 1.0
 _LOOK_S = 60.0

@@ -317,7 +317,7 @@ async def test_spare_segments_go_before_base_packs_come(
         monkeypatch.setattr(cutter, "_seal", looked_at)
         await write_file(engine, b"file", os.urandom(MIB))
         assert await cutter.cut(frozen=None, forget_gone=False)
-        assert left == [4]
+        assert left == [2]
 
 
 async def test_a_base_that_cannot_be_read_just_now_refuses_the_mount(
