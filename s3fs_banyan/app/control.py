@@ -16,6 +16,8 @@ from pathlib import Path
 
 import trio
 
+from s3fs_banyan.foreign_json import parse_json
+
 log = logging.getLogger(__name__)
 
 _REQUEST_BYTES_MAX = 1 << 16
@@ -74,10 +76,11 @@ async def _answer(stream: trio.SocketStream, commands: dict[str, Command]) -> No
     try:
         async with stream:
             line = (await stream.receive_some(_REQUEST_BYTES_MAX)).split(b"\n")[0]
-            request = json.loads(line or b"{}")
+            parsed = parse_json(line or b"{}")
+            request = parsed if isinstance(parsed, dict) else {}
             name, argument = request.get("command"), request.get("argument")
             arguments = () if argument is None else (argument,)
-            command = commands.get(name)
+            command = commands.get(name) if isinstance(name, str) else None
             if command is None:
                 await send({"error": f"unknown command {name!r}"})
                 return
