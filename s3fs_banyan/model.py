@@ -25,6 +25,8 @@ ROOT_INO: Final = Ino(1)
 CHUNK_BYTES_MAX: Final = 1 << 20
 FRAME_BYTES: Final = 64 * 1024
 CHUNK_COUNTER_BITS: Final = 40
+EPOCH_MAX: Final = (1 << (63 - CHUNK_COUNTER_BITS)) - 1
+"""The chunk ids of a higher one would not fit into the state's tables."""
 
 NAME_BYTES_MAX: Final = 255
 SYMLINK_BYTES_MAX: Final = 4095

@@ -23,7 +23,7 @@ from s3fs_banyan.admin.check_state import check_state, count_inodes
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.errors import Corrupt, DataError, ObjectMissing
 from s3fs_banyan.format.blob import PIECE_PLACE, decode_blob, delta_place, placements_place
-from s3fs_banyan.format.checkpoint import CheckpointManifest
+from s3fs_banyan.format.checkpoint import CHECKPOINT_PIECE_BYTES, CheckpointManifest
 from s3fs_banyan.format.checksum import sha256_hex
 from s3fs_banyan.format.commit import NO_DIGEST, CommitFooter, commit_sections
 from s3fs_banyan.format.encryption import Cipher
@@ -276,7 +276,13 @@ class Check:
         if sha256_hex(data) != key.removeprefix(CHECKPOINT_PIECE_PREFIX):
             yield Finding(kind="damaged", key=key, why="its bytes differ from its name")
         else:
-            decode_blob(data, key, self._cipher, place=PIECE_PLACE)
+            decode_blob(
+                data,
+                key,
+                self._cipher,
+                place=PIECE_PLACE,
+                raw_bytes_max=CHECKPOINT_PIECE_BYTES,
+            )
 
     def _check_keyring(self, key: str) -> Iterator[Finding]:
         keyring = decode_keyring(self._store.read(key), key)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import trio
 
+from s3fs_banyan.foreign_json import parse_json
+
 log = logging.getLogger(__name__)
 
 _REQUEST_BYTES_MAX = 1 << 16
@@ -129,8 +131,8 @@ async def _obey(stream: trio.SocketStream, line: bytes, commands: dict[str, Comm
         await send({"progress": values})
 
     try:
-        request = json.loads(line)
-    except (ValueError, RecursionError):
+        request = parse_json(line)
+    except ValueError:
         request = None
     name = request.get("command") if isinstance(request, dict) else None
     command = commands.get(name) if isinstance(name, str) else None

@@ -139,6 +139,7 @@ def run_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:
             cipher=data_key.cipher() if data_key else None,
         )
         with must_be_usable(local.root):
+            local.check_access()
             ctx.disk.make_directory(local.journal)
             local.sync_names(ctx.disk)
             local.tidy_outbox()

@@ -53,7 +53,9 @@ from s3fs_banyan.cli.options import (
 from s3fs_banyan.cli.output import print_line
 from s3fs_banyan.commit.local import LocalDirectory, load_local_volume, must_be_usable
 from s3fs_banyan.config import Config
-from s3fs_banyan.errors import ConfigError, ExitCode, StoreError, UsageError
+from s3fs_banyan.errors import ConfigError, Corrupt, ExitCode, StoreError, UsageError
+from s3fs_banyan.format.checkpoint import is_hex
+from s3fs_banyan.format.volume import VOLUME_ID_BYTES
 from s3fs_banyan.kernel import check_mountpoint, mount_source, unmount
 from s3fs_banyan.observe import setup_logging
 
@@ -195,7 +197,7 @@ def _cache_directory(url: str, config: Config, given: MountOptions) -> Path:
     except StoreError as error:
         if directory is not None or not error.retryable or not note.exists():
             raise
-        volume_id = note.read_text(encoding="ascii")
+        volume_id = _noted(note)
     else:
         if directory is not None:
             return directory.absolute()
@@ -203,6 +205,19 @@ def _cache_directory(url: str, config: Config, given: MountOptions) -> Path:
         note.write_text(volume_id, encoding="ascii")
     default = default_cache_directory(config, volume_id)
     return default.with_name(f"{default.name}.follower") if given.read_only else default
+
+
+def _noted(note: Path) -> str:
+    """Return the volume id that was noted; raises `Corrupt`: half a name is another directory."""
+    volume_id = note.read_bytes().decode("ascii", "replace")
+    if not is_hex(volume_id, VOLUME_ID_BYTES):
+        raise Corrupt(
+            "file",
+            str(note),
+            "it names no volume: mount when the store is back, or give the "
+            "--cache-dir of this volume",
+        )
+    return volume_id
 
 
 def _volume_id(url: str, config: Config, *, is_known: bool) -> str:

@@ -12,15 +12,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from s3fs_banyan.commit.outbox import Outbox
 from s3fs_banyan.errors import Corrupt, ExitCode, Refused
+from s3fs_banyan.foreign_json import parse_json
+from s3fs_banyan.format.checkpoint import hex_of, number_of
 from s3fs_banyan.format.keyring import Keyring, decode_keyring, encode_keyring
-from s3fs_banyan.format.volume import VolumeDescriptor, decode_volume, encode_volume
+from s3fs_banyan.format.volume import (
+    VOLUME_ID_BYTES,
+    VolumeDescriptor,
+    decode_volume,
+    encode_volume,
+)
 from s3fs_banyan.journal.disk import Disk
 
 _IDENTITY = "identity.json"
 _URL = "store-url"
+_EPOCHS = "epochs.json"
+_LAST_CUT = "last-cut"
+_WRITER_BYTES: Final = 16
+_NUMBER_DIGITS_MAX: Final = 20
+"""Of a number of 64 bits."""
 
 
 @contextmanager
@@ -35,11 +48,30 @@ def must_be_usable(root: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         if isinstance(error, FileExistsError | NotADirectoryError):
             reason = "no directory can be there, something else is in the way"
+        advice = "give a --cache-dir on a disk that can be written and has room"
+        known = (Path(error.filename or root), root / _IDENTITY)
+        if isinstance(error, PermissionError) and any(map(_may_be_there, known)):
+            # Never send a person away from changes that the store does not have.
+            advice = (
+                "mount as the user whose it is, or give that directory and all that is in it to "
+                "this one (chown -R); changes that are not yet in the store may be there"
+            )
         raise Refused(
             f"the local directory {root} cannot be used ({error.filename or root}: {reason}): "
-            "give a --cache-dir on a disk that can be written and has room",
+            f"{advice}",
             exit_code=ExitCode.LOCAL,
         ) from error
+
+
+def _may_be_there(path: Path) -> bool:
+    """Tell whether an earlier life may have left this: who cannot look does not know."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +130,25 @@ class LocalDirectory:
             for path in (self.root, self.outbox, self.aside):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
+    def check_access(self) -> None:
+        """Open what an earlier life left here as the mount will; blocks.
+
+        Whoever may not is told so now: SQLite says no more than that it could not open a file.
+        Raises `OSError` with the file's name.
+        """
+        for path in self._kept():
+            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+
+    def _kept(self) -> Iterator[Path]:
+        databases = (self.committed, self.base, self.live)
+        names = [path.name + suffix for path in databases for suffix in ("", "-wal", "-shm")]
+        for path in sorted(self.root.iterdir()):
+            if path.name in names and path.is_file():
+                yield path
+        for directory in (self.journal, self.base_packs):
+            if directory.exists():
+                yield from (path for path in sorted(directory.iterdir()) if path.is_file())
+
     def sync_names(self, disk: Disk) -> None:
         """Make the names of these directories durable, however an earlier life ended; blocks.
 
@@ -134,10 +185,15 @@ def load_identity(local: LocalDirectory) -> Identity | None:
     data = _read(path)
     if data is None:
         return None
-    try:
-        return Identity(**json.loads(data))
-    except (ValueError, TypeError) as error:
-        raise Corrupt("file", str(path), str(error)) from error
+    key = str(path)
+    body = _parsed(data, path)
+    if not isinstance(body, dict):
+        raise Corrupt("file", key, "it is no identity")
+    return Identity(
+        volume_id=hex_of(body, "volume_id", VOLUME_ID_BYTES, "file", key),
+        writer=hex_of(body, "writer", _WRITER_BYTES, "file", key),
+        directory_ino=number_of(body, "directory_ino", "file", key),
+    )
 
 
 def store_identity(local: LocalDirectory, identity: Identity) -> None:
@@ -216,6 +272,13 @@ def _read(path: Path) -> bytes | None:
             return None
 
 
+def _parsed(data: bytes, path: Path) -> object:
+    try:
+        return parse_json(data)
+    except ValueError as error:
+        raise Corrupt("file", str(path), f"no JSON: {error}") from error
+
+
 def _write_synced(path: Path, data: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
@@ -234,12 +297,25 @@ _EPOCHS_REMEMBERED = 64
 
 
 def load_epochs(local: LocalDirectory) -> list[int]:
-    """Return the journal checksums of the epochs that this directory began."""
+    """Return the journal checksums of the epochs that this directory began; raises `Corrupt`."""
+    path = local.root / _EPOCHS
     try:
-        text = (local.root / "epochs.json").read_text(encoding="ascii")
+        data = path.read_bytes()
     except FileNotFoundError:
         return []
-    return [int(chain) for chain in json.loads(text)]
+    chains = _parsed(data, path)
+    if not isinstance(chains, list) or not all(_is_decimal(chain) for chain in chains):
+        raise Corrupt("file", str(path), "it is no list of epochs")
+    return [int(chain) for chain in chains]
+
+
+def _is_decimal(value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and len(value) <= _NUMBER_DIGITS_MAX
+        and value.isascii()
+        and value.isdecimal()
+    )
 
 
 def remember_epoch(local: LocalDirectory, chain: int, *, newest: int = 0) -> None:
@@ -253,18 +329,21 @@ def remember_epoch(local: LocalDirectory, chain: int, *, newest: int = 0) -> Non
     if newest in known and newest not in chains:
         chains[0] = newest
     text = json.dumps([str(value) for value in chains])
-    _write_synced(local.root / "epochs.json", text.encode())
+    _write_synced(local.root / _EPOCHS, text.encode())
 
 
 def load_last_cut(local: LocalDirectory) -> int:
-    """Return the operation number of the last cut of ours that is known to be published."""
+    """Return the operation number of the last cut of ours that is known to be published.
+
+    0 if none is, or if the file does not say: then nothing is known to be published.
+    """
     try:
-        text = (local.root / "last-cut").read_text(encoding="ascii")
+        text = (local.root / _LAST_CUT).read_text(encoding="ascii", errors="replace")
     except FileNotFoundError:
         return 0
-    return int(text) if text.isdecimal() else 0
+    return int(text) if _is_decimal(text) else 0
 
 
 def remember_last_cut(local: LocalDirectory, op_seq: int) -> None:
     """Note a published cut, durable on return: it tells our own history from a clone's."""
-    _write_synced(local.root / "last-cut", str(op_seq).encode("ascii"))
+    _write_synced(local.root / _LAST_CUT, str(op_seq).encode("ascii"))

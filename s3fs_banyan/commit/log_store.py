@@ -161,7 +161,13 @@ class CommitLog:
             stored = self.store.read(key)
             if sha256_hex(stored) != name:
                 raise Corrupt("checkpoint piece", key, "its bytes differ from its name")
-            yield decode_blob(stored, key, self._cipher, place=PIECE_PLACE)
+            yield decode_blob(
+                stored,
+                key,
+                self._cipher,
+                place=PIECE_PLACE,
+                raw_bytes_max=CHECKPOINT_PIECE_BYTES,
+            )
 
     def load(self, path: Path, *, vfs: str | None, volume: VolumeDescriptor) -> Committed:
         """Make committed.db from the newest checkpoint that is whole, and the commits behind it.

@@ -20,11 +20,13 @@ two commits name would be deleted when the first one lets go of it.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from s3fs_banyan.errors import Corrupt, UnsupportedVersion
+from s3fs_banyan.foreign_json import parse_json
 from s3fs_banyan.format.checksum import xxh3
 from s3fs_banyan.format.keys import PACK_PREFIX, parse_pack_key
 from s3fs_banyan.gentle_io import remove_gently
@@ -84,24 +86,44 @@ class PackRecord:
         if not newline or checksum != f"{xxh3(body):0{_SUM_DIGITS}x}".encode("ascii"):
             raise Corrupt("outbox record", name, "checksum differs")
         try:
-            fields = json.loads(body)
+            fields: Any = parse_json(body)
             if fields["version"] != _RECORD_VERSION:
-                raise UnsupportedVersion("outbox record", fields["version"], _RECORD_VERSION)
+                raise UnsupportedVersion("outbox record", int(fields["version"]), _RECORD_VERSION)
             upload, chunks = fields["upload"], fields["chunks"]
             return cls(
-                key=str(fields["key"]),
-                size=int(fields["size"]),
-                chain=int(fields["chain"]),
+                key=_pack_key_of(fields["key"]),
+                size=_count(fields["size"]),
+                chain=_count(fields["chain"]),
                 storage_class=str(fields["class"]),
                 upload=UploadState.decode(upload.encode("ascii"), name) if upload else None,
                 chunks=None if chunks is None else tuple(_chunk_of(*chunk) for chunk in chunks),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise Corrupt("outbox record", name, str(error)) from error
 
 
-def _chunk_of(chunk: int, offset: int, stored_length: int, length: int, frames: str) -> PackedChunk:
-    return PackedChunk(chunk, offset, stored_length, length, bytes.fromhex(frames))
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 64:
+        raise ValueError(f"{value!r} is no number of ours")
+    return value
+
+
+def _pack_key_of(value: object) -> str:
+    if not isinstance(value, str) or parse_pack_key(value) is None:
+        raise ValueError(f"{value!r} is no key of a pack")
+    return value
+
+
+def _chunk_of(
+    chunk: object, offset: object, stored_length: object, length: object, frames: str
+) -> PackedChunk:
+    return PackedChunk(
+        _count(chunk),
+        _count(offset),
+        _count(stored_length),
+        _count(length),
+        bytes.fromhex(frames),
+    )
 
 
 class Outbox:
@@ -172,9 +194,10 @@ class Outbox:
     def load_link(self) -> float:
         """Return the bytes per second of one transfer as last noted; 0 if nobody knows."""
         try:
-            return max(0.0, float((self._directory / _LINK).read_text(encoding="ascii")))
+            rate = float((self._directory / _LINK).read_text(encoding="ascii"))
         except (FileNotFoundError, ValueError):
             return 0.0
+        return max(0.0, rate) if math.isfinite(rate) else 0.0
 
     def store_link(self, bytes_per_s: float) -> None:
         """Note how fast the line is. Raises `OSError`."""

@@ -10,18 +10,15 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-import snappy
-
 from s3fs_banyan.errors import Corrupt, UnsupportedVersion
 from s3fs_banyan.format.checksum import Bytes, xxh3
+from s3fs_banyan.format.compression import CODEC_RAW, CODEC_SNAPPY, compress, uncompress
 from s3fs_banyan.format.encryption import CIPHER_AES256GCM, CIPHER_NONE, Cipher
 
 BLOB_MAGIC: Final = b"BYNB"
 BLOB_VERSION: Final = 1
 BLOB_VERSION_ENCRYPTED: Final = 2
 BLOB_BYTES_MAX: Final = 1 << 31
-_CODEC_RAW: Final = 0
-_CODEC_SNAPPY: Final = 1
 _HEAD = struct.Struct("<4sBBHQQQ")
 
 
@@ -44,10 +41,7 @@ def encode_blob(raw: Bytes, cipher: Cipher | None = None, *, place: str = "") ->
 
     With a cipher it is sealed, too, and `place` says what it is: it decrypts as nothing else.
     """
-    packed: bytes = snappy.compress(bytes(raw))
-    codec = _CODEC_SNAPPY
-    if len(packed) >= len(raw):
-        packed, codec = bytes(raw), _CODEC_RAW
+    packed, codec = compress(bytes(raw))
     version, sealed_by = BLOB_VERSION, CIPHER_NONE
     if cipher is not None:
         version, sealed_by = BLOB_VERSION_ENCRYPTED, CIPHER_AES256GCM
@@ -63,11 +57,18 @@ def _sealed_place(place: str, codec: int, raw_length: int) -> bytes:
     return f"blob 1 {codec} {raw_length} {place}".encode("ascii")
 
 
-def decode_blob(stored: Bytes, key: str, cipher: Cipher | None = None, *, place: str = "") -> bytes:
+def decode_blob(
+    stored: Bytes,
+    key: str,
+    cipher: Cipher | None = None,
+    *,
+    place: str = "",
+    raw_bytes_max: int = BLOB_BYTES_MAX,
+) -> bytes:
     """Return the bytes, verified; `key` names the object for the error.
 
     With a cipher the blob must be sealed with it, for this place. Raises `Corrupt` or
-    `UnsupportedVersion`.
+    `UnsupportedVersion`, before it takes memory for more than `raw_bytes_max` decoded bytes.
     """
     if len(stored) < _HEAD.size:
         raise Corrupt("blob", key, f"{len(stored)} bytes are too few for a header")
@@ -78,8 +79,10 @@ def decode_blob(stored: Bytes, key: str, cipher: Cipher | None = None, *, place:
     if version > BLOB_VERSION_ENCRYPTED or sealed_by > CIPHER_AES256GCM:
         raise UnsupportedVersion("blob", version, BLOB_VERSION_ENCRYPTED)
     packed = bytes(stored[_HEAD.size :])
-    if len(packed) != packed_length or raw_length > BLOB_BYTES_MAX:
+    if len(packed) != packed_length:
         raise Corrupt("blob", key, f"{len(packed)} bytes, its header says {packed_length}")
+    if raw_length > raw_bytes_max:
+        raise Corrupt("blob", key, f"{raw_length} bytes when decoded, at most {raw_bytes_max} fit")
     if xxh3(packed, seed=xxh3(_HEAD.pack(*head, 0))) != checksum:
         raise Corrupt("blob", key, "checksum differs")
     if (version, sealed_by) == (BLOB_VERSION_ENCRYPTED, CIPHER_AES256GCM):
@@ -94,15 +97,10 @@ def decode_blob(stored: Bytes, key: str, cipher: Cipher | None = None, *, place:
 
 
 def _unpacked(packed: bytes, codec: int, raw_length: int, key: str) -> bytes:
-    if codec == _CODEC_RAW:
-        raw = packed
-    elif codec == _CODEC_SNAPPY:
-        try:
-            raw = bytes(snappy.uncompress(packed))
-        except Exception as error:  # the binding raises several unrelated classes
-            raise Corrupt("blob", key, str(error)) from error
-    else:
-        raise UnsupportedVersion("blob codec", codec, _CODEC_SNAPPY)
-    if len(raw) != raw_length:
-        raise Corrupt("blob", key, f"decodes to {len(raw)} bytes, its header says {raw_length}")
-    return raw
+    if codec == CODEC_SNAPPY:
+        return uncompress(packed, raw_length, "blob", key)
+    if codec != CODEC_RAW:
+        raise UnsupportedVersion("blob codec", codec, CODEC_SNAPPY)
+    if len(packed) != raw_length:
+        raise Corrupt("blob", key, f"{len(packed)} bytes, its header says {raw_length}")
+    return packed

@@ -8,16 +8,20 @@ again, and every piece can be verified on its own.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from s3fs_banyan.errors import Corrupt, UnsupportedVersion
+from s3fs_banyan.foreign_json import parse_json
 from s3fs_banyan.format.checksum import Bytes, sha256_hex
 from s3fs_banyan.format.commit import SCHEMA_LEVEL
 
 CHECKPOINT_VERSION: Final = 1
 CHECKPOINT_PIECE_BYTES: Final = 1 << 20
+UINT64_MAX: Final = (1 << 64) - 1
 _HEX: Final = frozenset("0123456789abcdef")
+_SHA256_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +55,16 @@ def decode_manifest(stored: Bytes, key: str) -> CheckpointManifest:
     """Return the verified manifest; raises `Corrupt` or `UnsupportedVersion`."""
     body = open_json(stored, "checkpoint", CHECKPOINT_VERSION, key)
     if body.get("schema") != SCHEMA_LEVEL:
-        raise UnsupportedVersion("schema of checkpoint", _int(body, "schema", key), SCHEMA_LEVEL)
+        schema = number_of(body, "schema", "checkpoint", key)
+        raise UnsupportedVersion("schema of checkpoint", schema, SCHEMA_LEVEL)
     pieces = body.get("pieces")
-    if not isinstance(pieces, list) or not all(_is_hash(piece) for piece in pieces):
+    if not isinstance(pieces, list) or not all(is_hex(piece, _SHA256_BYTES) for piece in pieces):
         raise Corrupt("checkpoint", key, "its list of pieces is malformed")
     return CheckpointManifest(
-        seq=_int(body, "seq", key),
-        digest=_text(body, "digest", key),
-        database_bytes=_int(body, "database_bytes", key),
-        database_hash=_text(body, "database_hash", key),
+        seq=number_of(body, "seq", "checkpoint", key),
+        digest=hex_of(body, "digest", _SHA256_BYTES, "checkpoint", key),
+        database_bytes=number_of(body, "database_bytes", "checkpoint", key),
+        database_hash=hex_of(body, "database_hash", _SHA256_BYTES, "checkpoint", key),
         pieces=tuple(pieces),
     )
 
@@ -75,8 +80,8 @@ def seal_json(body: dict[str, object]) -> bytes:
 def open_json(stored: Bytes, kind: str, version_known: int, key: str) -> dict[str, object]:
     """Return the body of a sealed JSON object after checking checksum, kind and version."""
     try:
-        body = json.loads(bytes(stored))
-    except (ValueError, RecursionError) as error:
+        body = parse_json(bytes(stored))
+    except ValueError as error:
         raise Corrupt(kind, key, f"no JSON: {error}") from error
     if not isinstance(body, dict) or body.get("kind") != kind:
         raise Corrupt(kind, key, "it is something else")
@@ -92,19 +97,24 @@ def open_json(stored: Bytes, kind: str, version_known: int, key: str) -> dict[st
     return body
 
 
-def _is_hash(value: object) -> bool:
-    return isinstance(value, str) and len(value) == 64 and _HEX.issuperset(value)
+def is_hex(value: object, size: int) -> bool:
+    """Tell whether `value` is `size` bytes in lower-case hexadecimal digits."""
+    return isinstance(value, str) and len(value) == 2 * size and _HEX.issuperset(value)
 
 
-def _int(body: dict[str, object], name: str, key: str) -> int:
+def hex_of(body: Mapping[str, object], name: str, size: int, kind: str, key: str) -> str:
+    """Return a field of `size` bytes in lower-case hexadecimal digits; raises `Corrupt`."""
     value = body.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise Corrupt("checkpoint", key, f"{name} is no number")
-    return value
-
-
-def _text(body: dict[str, object], name: str, key: str) -> str:
-    value = body.get(name)
-    if not _is_hash(value):
-        raise Corrupt("checkpoint", key, f"{name} is no SHA-256")
+    if not is_hex(value, size):
+        raise Corrupt(kind, key, f"{name} is not {size} bytes in hex")
     return str(value)
+
+
+def number_of(
+    body: Mapping[str, object], name: str, kind: str, key: str, *, most: int = UINT64_MAX
+) -> int:
+    """Return a field that is a number from 0 to `most`; raises `Corrupt`."""
+    value = body.get(name)
+    if type(value) is not int or not 0 <= value <= most:
+        raise Corrupt(kind, key, f"{name} is no number from 0 to {most}")
+    return value

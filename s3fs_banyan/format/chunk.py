@@ -13,10 +13,9 @@ import struct
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-import snappy
-
 from s3fs_banyan.errors import Corrupt, UnsupportedVersion
 from s3fs_banyan.format.checksum import Bytes, xxh3
+from s3fs_banyan.format.compression import CODEC_RAW, CODEC_SNAPPY, compress, uncompress
 from s3fs_banyan.format.encryption import (
     CIPHER_AES256GCM,
     CIPHER_NONE,
@@ -28,8 +27,6 @@ from s3fs_banyan.model import CHUNK_BYTES_MAX, FRAME_BYTES
 CHUNK_MAGIC: Final = b"BYNC"
 CHUNK_VERSION: Final = 1
 CHUNK_VERSION_ENCRYPTED: Final = 2
-CODEC_RAW: Final = 0
-CODEC_SNAPPY: Final = 1
 
 _HEAD = struct.Struct("<4sBBHQI")
 _FRAME = struct.Struct("<IBBHQ")
@@ -79,10 +76,7 @@ def encode_chunk(chunk_id: int, data: Bytes, cipher: Cipher | None = None) -> tu
     view = memoryview(data)
     for index, start in enumerate(range(0, len(data), FRAME_BYTES)):
         raw = bytes(view[start : start + FRAME_BYTES])
-        packed = snappy.compress(raw)
-        codec = CODEC_SNAPPY
-        if len(packed) >= len(raw):
-            packed, codec = raw, CODEC_RAW
+        packed, codec = compress(raw)
         if cipher is not None:
             packed = cipher.frames.seal(frame_place(chunk_id, index, codec, len(raw)), packed)
         bodies.append(packed)
@@ -135,18 +129,16 @@ def decode_frame(
     if xxh3(stored, seed=frame_seed(chunk_id, index)) != frame.checksum:
         raise Corrupt("frame", key, f"checksum of chunk {chunk_id} frame {index} differs")
     packed = _unsealed(chunk_id, index, frame, stored, key, cipher)
-    if frame.codec == CODEC_RAW:
-        raw = packed
-    elif frame.codec == CODEC_SNAPPY:
-        try:
-            raw = snappy.uncompress(packed)
-        except Exception as error:  # the binding raises several unrelated classes
-            raise Corrupt("frame", key, f"chunk {chunk_id} frame {index}: {error}") from error
-    else:
+    if frame.codec == CODEC_SNAPPY:
+        where = f"chunk {chunk_id} frame {index}: "
+        return uncompress(packed, frame.raw_length, "frame", key, where)
+    if frame.codec != CODEC_RAW:
         raise UnsupportedVersion("frame codec", frame.codec, CODEC_SNAPPY)
-    if len(raw) != frame.raw_length:
-        raise Corrupt("frame", key, f"chunk {chunk_id} frame {index} decodes to {len(raw)} bytes")
-    return raw
+    if len(packed) != frame.raw_length:
+        raise Corrupt(
+            "frame", key, f"chunk {chunk_id} frame {index} decodes to {len(packed)} bytes"
+        )
+    return packed
 
 
 def are_plain(frames: Sequence[Frame]) -> bool:

@@ -17,6 +17,7 @@ from typing import Final
 from s3fs_banyan.errors import Corrupt, UnsupportedVersion
 from s3fs_banyan.format.checksum import Bytes, xxh3
 from s3fs_banyan.format.encryption import MAC_BYTES, Cipher
+from s3fs_banyan.model import EPOCH_MAX
 
 COMMIT_MAGIC: Final = b"BYNCOMT\n"
 COMMIT_VERSION: Final = 1
@@ -27,6 +28,10 @@ DIGEST_BYTES: Final = 32
 NO_DIGEST: Final = bytes(DIGEST_BYTES)
 """Predecessor of the first commit of a volume."""
 KEPT_MAX: Final = 4096
+_INT64_MAX: Final = (1 << 63) - 1
+"""The largest number that committed.db can hold."""
+_NO_HASH: Final = bytes(64)
+_HEX: Final = frozenset(b"0123456789abcdef")
 
 _FIXED = struct.Struct("<QQ16sI32sQQqQQQQ64sI")
 _TAIL = struct.Struct("<QII8s")
@@ -74,11 +79,17 @@ def encode_footer(footer: CommitFooter, cipher: Cipher | None = None) -> bytes:
         raise ValueError("writer id of 16 bytes and digest of 32 bytes expected")
     if len(footer.kept) > KEPT_MAX:
         raise ValueError(f"{len(footer.kept)} kept commits, at most {KEPT_MAX} fit")
+    if not _fits(footer.seq, footer.epoch, footer.op_seq, footer.dense_from):
+        raise ValueError(f"expected numbers that committed.db can hold, not those of {footer}")
     if cipher is None:
         return _with_tail(_body(footer, footer.chain), COMMIT_VERSION)
     mac = cipher.footer_mac(_body(footer, footer.chain))
     hidden = footer.chain ^ cipher.footer_pad(mac)
     return _with_tail(_body(footer, hidden) + mac, COMMIT_VERSION_ENCRYPTED)
+
+
+def _fits(seq: int, epoch: int, op_seq: int, dense_from: int) -> bool:
+    return max(seq, op_seq, dense_from) <= _INT64_MAX and epoch <= EPOCH_MAX
 
 
 def _body(footer: CommitFooter, chain: int) -> bytes:
@@ -144,12 +155,17 @@ def _decode(commit: Bytes, key: str) -> tuple[CommitFooter, bytes]:
     if schema != SCHEMA_LEVEL:
         raise UnsupportedVersion("schema of commit", schema, SCHEMA_LEVEL)
     kept_end = _FIXED.size + 8 * kept_count
-    mac = body[kept_end:]
-    if len(mac) != (MAC_BYTES if version == COMMIT_VERSION_ENCRYPTED else 0):
+    mac_bytes = MAC_BYTES if version == COMMIT_VERSION_ENCRYPTED else 0
+    if kept_count > KEPT_MAX or len(body) != kept_end + mac_bytes:
         raise Corrupt("commit", key, f"footer does not hold {kept_count} kept commits")
+    mac = body[kept_end:]
     predecessor, chain, op_seq, time_ns, dense_from, inline, delta, placements = middle
     if inline + delta + placements + length != len(commit):
         raise Corrupt("commit", key, "its sections do not add up to its size")
+    if not _fits(seq, epoch, op_seq, dense_from):
+        raise Corrupt("commit", key, "its numbers are out of range")
+    if delta_hash != _NO_HASH and not _HEX.issuperset(delta_hash):
+        raise Corrupt("commit", key, "delta_hash is no SHA-256")
     footer = CommitFooter(
         seq=seq,
         epoch=epoch,

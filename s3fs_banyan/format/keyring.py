@@ -14,12 +14,14 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Final, Literal
 
 from s3fs_banyan.errors import Corrupt
-from s3fs_banyan.format.checkpoint import open_json, seal_json
+from s3fs_banyan.format.checkpoint import hex_of, number_of, open_json, seal_json
 from s3fs_banyan.format.checksum import Bytes
 from s3fs_banyan.format.encryption import (
+    DOMAIN_BYTES,
     KEY_BYTES,
     NONCE_BYTES,
     SALT_BYTES,
+    TAG_BYTES,
     Cipher,
     derive_key,
     stretch_passphrase,
@@ -168,13 +170,11 @@ def decode_keyring(stored: Bytes, key: str) -> Keyring:
     slots = body.get("slots")
     if not isinstance(slots, list) or not 0 < len(slots) <= SLOTS_MAX:
         raise Corrupt("keyring", key, "its slots are malformed")
-    names = ("generation", "created_ns")
-    generation, created_ns = (_number(body, name, key) for name in names)
     return Keyring(
-        volume_id=_hex(body, "volume_id", 16, key),
-        domain=_hex(body, "domain", 16, key),
-        generation=generation,
-        created_ns=created_ns,
+        volume_id=hex_of(body, "volume_id", 16, "keyring", key),
+        domain=hex_of(body, "domain", DOMAIN_BYTES, "keyring", key),
+        generation=number_of(body, "generation", "keyring", key),
+        created_ns=number_of(body, "created_ns", "keyring", key),
         slots=tuple(_slot(slot, key) for slot in slots),
     )
 
@@ -182,38 +182,28 @@ def decode_keyring(stored: Bytes, key: str) -> Keyring:
 def _slot(values: object, key: str) -> KeySlot:
     if not isinstance(values, dict) or set(values) != {f.name for f in fields(KeySlot)}:
         raise Corrupt("keyring", key, "a slot lacks a field, or has an unknown one")
-    n, r, p = (_number(values, name, key) for name in ("scrypt_n", "scrypt_r", "scrypt_p"))
+    numbers = ("scrypt_n", "scrypt_r", "scrypt_p")
+    n, r, p = (number_of(values, name, "keyring", key) for name in numbers)
     kind = values["kind"]
     if kind == "passphrase":
-        is_bounded = r > 0 and 0 < 128 * n * r <= _SCRYPT_BYTES_MAX and 0 < p <= _SCRYPT_P_MAX
-        if not is_bounded or n < 2 or n & (n - 1):
+        if not _is_scrypt(n, r, p):
             raise Corrupt("keyring", key, "the numbers of scrypt are out of range")
     elif kind != "key-file":
         raise Corrupt("keyring", key, "a slot is of an unknown kind")
     return KeySlot(
         kind=kind,
-        salt=_hex(values, "salt", SALT_BYTES, key),
-        nonce=_hex(values, "nonce", NONCE_BYTES, key),
-        wrapped=_hex(values, "wrapped", KEY_BYTES + 16, key),
+        salt=hex_of(values, "salt", SALT_BYTES, "keyring", key),
+        nonce=hex_of(values, "nonce", NONCE_BYTES, "keyring", key),
+        wrapped=hex_of(values, "wrapped", KEY_BYTES + TAG_BYTES, "keyring", key),
         scrypt_n=n,
         scrypt_r=r,
         scrypt_p=p,
     )
 
 
-def _number(values: dict[str, object], name: str, key: str) -> int:
-    value = values.get(name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise Corrupt("keyring", key, f"{name} is no number")
-    return value
-
-
-def _hex(values: dict[str, object], name: str, size: int, key: str) -> str:
-    value = values.get(name)
-    if not isinstance(value, str) or len(value) != 2 * size or not _is_hex(value):
-        raise Corrupt("keyring", key, f"{name} is not {size} bytes in hex")
-    return value
-
-
-def _is_hex(text: str) -> bool:
-    return frozenset("0123456789abcdef").issuperset(text)
+def _is_scrypt(n: int, r: int, p: int) -> bool:
+    """Tell whether these are numbers of scrypt (RFC 7914, section 6) that this machine can bear."""
+    if r < 1 or not 1 <= p <= _SCRYPT_P_MAX:
+        return False
+    is_power = n > 1 and not n & (n - 1) and n.bit_length() <= 16 * r
+    return is_power and 128 * r * max(n, p) <= _SCRYPT_BYTES_MAX

@@ -5,6 +5,7 @@ Table: `docs/format/keys.md`. All keys are relative to the volume's prefix.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 VOLUME: Final = "volume.json"
@@ -19,6 +20,7 @@ KEYRING_PREFIX: Final = "key/"
 
 _SEQ_DIGITS: Final = 20
 _HASH_DIGITS: Final = 16
+_PACK_KEY: Final = re.compile(r"pack/(0|[1-9][0-9]{0,19})/([0-9a-f]{16})-[0-9a-f]{16}")
 
 
 def log_key(seq: int) -> str:
@@ -37,7 +39,7 @@ def log_delta_key(seq: int, content_hash: str) -> str:
 def parse_log_key(key: str) -> int | None:
     """Return the commit number of a `log/<seq>` key, None for any other key."""
     digits = key.removeprefix(LOG_PREFIX)
-    if digits == key or len(digits) != _SEQ_DIGITS or not digits.isdecimal():
+    if digits == key or len(digits) != _SEQ_DIGITS or not _is_number(digits):
         return None
     return int(digits)
 
@@ -47,7 +49,7 @@ def parse_log_delta_key(key: str) -> int | None:
     head, dash, tail = key.removeprefix(DELTA_PREFIX).partition("-")
     if not dash or len(tail) != _HASH_DIGITS or len(head) != _SEQ_DIGITS:
         return None
-    return int(head) if head.isdecimal() and key.startswith(DELTA_PREFIX) else None
+    return int(head) if _is_number(head) and key.startswith(DELTA_PREFIX) else None
 
 
 def pack_key(epoch: int, pack_id: int, content_hash: str) -> str:
@@ -57,16 +59,13 @@ def pack_key(epoch: int, pack_id: int, content_hash: str) -> str:
 
 def parse_pack_key(key: str) -> tuple[int, int] | None:
     """Return (epoch, pack id) of a pack key, None for any other key."""
-    parts = key.removeprefix(PACK_PREFIX).split("/")
-    if key == parts[0] or len(parts) != 2 or not parts[0].isdecimal():
-        return None
-    pack_id, dash, content_hash = parts[1].partition("-")
-    if not dash or len(content_hash) != _HASH_DIGITS:
-        return None
-    try:
-        return int(parts[0]), int(pack_id, 16)
-    except ValueError:
-        return None
+    found = _PACK_KEY.fullmatch(key)
+    return (int(found[1]), int(found[2], 16)) if found else None
+
+
+def is_chunk_key(key: str) -> bool:
+    """Tell whether objects with this key hold chunks: packs, and commits with small data."""
+    return parse_pack_key(key) is not None or parse_log_key(key) is not None
 
 
 def pack_hash_of(key: str) -> str:
@@ -82,7 +81,7 @@ def checkpoint_key(seq: int) -> str:
 def parse_checkpoint_key(key: str) -> int | None:
     """Return the commit number of a checkpoint manifest's key, None for any other key."""
     digits = key.removeprefix(CHECKPOINT_PREFIX)
-    if digits == key or len(digits) != _SEQ_DIGITS or not digits.isdecimal():
+    if digits == key or len(digits) != _SEQ_DIGITS or not _is_number(digits):
         return None
     return int(digits)
 
@@ -95,7 +94,7 @@ def keyring_key(generation: int) -> str:
 def parse_keyring_key(key: str) -> int | None:
     """Return the generation of a `key/<generation>` key, None for any other key."""
     digits = key.removeprefix(KEYRING_PREFIX)
-    if digits == key or len(digits) != _SEQ_DIGITS or not digits.isdecimal():
+    if digits == key or len(digits) != _SEQ_DIGITS or not _is_number(digits):
         return None
     return int(digits)
 
@@ -103,6 +102,11 @@ def parse_keyring_key(key: str) -> int | None:
 def checkpoint_piece_key(content_hash: str) -> str:
     """Return the key of a checkpoint piece, named by the SHA-256 of its stored bytes."""
     return f"{CHECKPOINT_PIECE_PREFIX}{content_hash}"
+
+
+def _is_number(digits: str) -> bool:
+    """Tell whether these are digits as `log_key` writes them: Unicode has others."""
+    return digits.isascii() and digits.isdecimal()
 
 
 # --- base packs: files of the local directory, named by places as objects are --------------

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from s3fs_banyan.errors import Corrupt, UnsupportedVersion
-from s3fs_banyan.format.checkpoint import open_json, seal_json
+from s3fs_banyan.format.checkpoint import hex_of, number_of, open_json, seal_json
 from s3fs_banyan.format.checksum import Bytes
+from s3fs_banyan.model import TIME_NS_MAX
 
 VOLUME_VERSION: Final = 1
 WRITER_VERSION: Final = 1
@@ -16,6 +17,9 @@ FEATURE_ENCRYPTION: Final = "client-encryption"
 _FEATURES_KNOWN: Final = frozenset({FEATURE_ENCRYPTION})
 PACK_BYTES_MIN: Final = 1 << 20
 PACK_BYTES_MAX: Final = 1 << 30
+VOLUME_ID_BYTES: Final = 16
+_ID_MAX: Final = (1 << 32) - 1
+_MODE_MAX: Final = 0o7777
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +27,7 @@ class VolumeDescriptor:
     """Parameters of a volume, fixed when it is made."""
 
     volume_id: str
-    """32 hexadecimal digits."""
+    """32 hexadecimal digits: it is the name of a local directory, too."""
     created_ns: int
     pack_bytes: int
     root_uid: int = 0
@@ -66,24 +70,32 @@ def decode_volume(stored: Bytes, key: str) -> VolumeDescriptor:
     a feature unknown here.
     """
     body = open_json(stored, "volume", VOLUME_VERSION, key)
-    values: dict[str, object] = {}
-    for field in fields(VolumeDescriptor):
-        value = body.get(field.name)
-        wanted = {"str": str, "int": int}.get(str(field.type), list)
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            raise Corrupt("volume", key, f"{field.name} is missing or malformed")
-        if isinstance(value, list) and not all(isinstance(name, str) for name in value):
-            raise Corrupt("volume", key, f"{field.name} is malformed")
-        values[field.name] = tuple(value) if isinstance(value, list) else value
-    volume = VolumeDescriptor(**values)  # type: ignore[arg-type]  # checked field by field above
-    if len(volume.volume_id) != 32 or not PACK_BYTES_MIN <= volume.pack_bytes <= PACK_BYTES_MAX:
-        raise Corrupt("volume", key, "volume_id or pack_bytes is out of range")
+    volume = VolumeDescriptor(
+        volume_id=hex_of(body, "volume_id", VOLUME_ID_BYTES, "volume", key),
+        created_ns=number_of(body, "created_ns", "volume", key, most=TIME_NS_MAX),
+        pack_bytes=number_of(body, "pack_bytes", "volume", key, most=PACK_BYTES_MAX),
+        root_uid=number_of(body, "root_uid", "volume", key, most=_ID_MAX),
+        root_gid=number_of(body, "root_gid", "volume", key, most=_ID_MAX),
+        root_mode=number_of(body, "root_mode", "volume", key, most=_MODE_MAX),
+        features_compatible=_names_of(body, "features_compatible", key),
+        features_read_only=_names_of(body, "features_read_only", key),
+        features_refuse=_names_of(body, "features_refuse", key),
+    )
+    if volume.pack_bytes < PACK_BYTES_MIN:
+        raise Corrupt("volume", key, "pack_bytes is out of range")
     unknown = [name for name in volume.features_refuse if name not in _FEATURES_KNOWN]
     if unknown:
         raise UnsupportedVersion(
             f"volume (feature {', '.join(unknown)})", VOLUME_VERSION, VOLUME_VERSION
         )
     return volume
+
+
+def _names_of(body: dict[str, object], name: str, key: str) -> tuple[str, ...]:
+    values = body.get(name)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise Corrupt("volume", key, f"{name} is no list of names")
+    return tuple(values)
 
 
 def encode_heartbeat(heartbeat: Heartbeat) -> bytes:
@@ -94,7 +106,13 @@ def encode_heartbeat(heartbeat: Heartbeat) -> bytes:
 def decode_heartbeat(stored: Bytes, key: str) -> Heartbeat:
     """Return the verified heartbeat; raises `Corrupt` or `UnsupportedVersion`."""
     body = open_json(stored, "writer", WRITER_VERSION, key)
-    try:
-        return Heartbeat(**{field.name: body[field.name] for field in fields(Heartbeat)})  # type: ignore[arg-type]
-    except KeyError as error:
-        raise Corrupt("writer", key, f"{error} is missing") from error
+    host, writer = body.get("host"), body.get("writer")
+    if not isinstance(host, str) or not isinstance(writer, str):
+        raise Corrupt("writer", key, "host or writer is no text")
+    return Heartbeat(
+        host=host,
+        pid=number_of(body, "pid", "writer", key),
+        epoch=number_of(body, "epoch", "writer", key),
+        writer=writer,
+        time_ns=number_of(body, "time_ns", "writer", key),
+    )

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import apsw
 
 from s3fs_banyan.errors import Corrupt, LocalDiskFull
 from s3fs_banyan.format.commit import NO_DIGEST, CommitFooter
+from s3fs_banyan.format.keys import is_chunk_key
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.meta.database import (
     attach_all,
@@ -372,10 +373,22 @@ def apply_placements(connection: apsw.Connection, seq: int) -> None:
     ).fetchall()
 
 
+_HEAD_TYPES: Final[dict[tuple[str, ...], type]] = {
+    ("volume_id", "chain", "fence_chain", "kept"): str,
+    ("seq", "epoch", "op_seq", "time_ns", "dense_from"): int,
+    ("digest",): bytes,
+}
+"""The table has no types: it holds one value of each kind, and may be of a checkpoint."""
+
+
 def _read_head(connection: apsw.Connection) -> Head:
     values: dict[str, Any] = dict(runner(connection)("SELECT name, value FROM head").fetchall())
     if values["level"] != COMMITTED_LEVEL:
         raise KeyError("committed.db of another release")
+    for names, kind in _HEAD_TYPES.items():
+        for name in names:
+            if type(values[name]) is not kind:
+                raise TypeError(f"{name} in its head is no {kind.__name__}")
     return Head(
         volume_id=values["volume_id"],
         seq=values["seq"],
@@ -444,6 +457,7 @@ def restore_committed(
     Raises `Corrupt` naming `key` unless the file is sound and holds exactly our schema.
     """
     check_foreign(source, "checkpoint", key, schema_sql() + committed_sql())
+    _check_pack_keys(source, "checkpoint", key)
     plain = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READONLY)
     writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
     try:
@@ -462,3 +476,20 @@ def check_commit(delta: Path | None, placements: Path | None, key: str) -> None:
         check_foreign(delta, "delta", key, delta_sql("main"))
     if placements is not None:
         check_foreign(placements, "placements", key, _PLACEMENTS_SQL)
+        _check_pack_keys(placements, "placements", key)
+
+
+def _check_pack_keys(path: Path, kind: str, key: str) -> None:
+    """Refuse a database from the store that puts chunks anywhere but into packs and commits.
+
+    Files of the local directory have such keys, too, and what dies is deleted by its key.
+    """
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        for (found,) in runner(connection)("SELECT key FROM pack"):
+            if not isinstance(found, str) or not is_chunk_key(found):
+                raise Corrupt(kind, key, f"{found!r} is no object that holds chunks")
+    except apsw.Error as error:
+        raise Corrupt(kind, key, str(error)) from error
+    finally:
+        connection.close()

@@ -80,15 +80,17 @@ def runner(connection: apsw.Connection) -> Callable[..., Any]:
 def disk_errors_named(what: str) -> Iterator[None]:
     """Turn what SQLite says of the local disk into what everybody else says: is it full or ill?
 
-    Raises `LocalDiskFull`, also for a file that cannot be made at all (`CantOpenError`): there may
-    be no room for its name. Raises `OSError` for an error of input or output.
+    Raises `LocalDiskFull`, also for a file that SQLite can neither make nor open (`CantOpenError`):
+    there may be no room for its name. Raises `OSError` for an error of input or output.
     """
     try:
         yield
     except apsw.FullError as error:
         raise LocalDiskFull(f"{what}: the local disk is full") from error
     except apsw.CantOpenError as error:
-        raise LocalDiskFull(f"{what}: the local disk refuses a new file: {error}") from error
+        raise LocalDiskFull(
+            f"{what}: a file on the local disk can be neither made nor opened: {error}"
+        ) from error
     except apsw.IOError as error:
         raise OSError(errno.EIO, f"{what}: {error}") from error
 

@@ -3,13 +3,16 @@
 A record may carry fields besides its message: `log.info("published", extra=fields(seq=7))`.
 `LOG_FIELDS` lists the names in use and what they mean. Secrets that are known (`register_secret`)
 are replaced in the finished text, traceback included, so no way of logging gets around it.
+
+Whatever is logged, only a record begins a line that begins like one: names and messages come from
+applications and from stores, and nobody may write a record of ours with them.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final, Literal, TextIO
 from urllib.parse import quote
@@ -38,6 +41,7 @@ LOG_FIELDS: Final = {
 }
 
 _HIDDEN: Final = "***"
+_INDENT: Final = "  "
 _secrets: dict[str, None] = {}
 
 
@@ -87,14 +91,16 @@ def _time(record: logging.LogRecord) -> str:
 
 
 class _TextFormatter(logging.Formatter):
-    """`TIME LEVEL LOGGER: message key=value ...`, tracebacks on lines of their own."""
+    """`TIME LEVEL LOGGER: message key=value ...`, tracebacks on indented lines of their own."""
 
     def format(self, record: logging.LogRecord) -> str:
+        # Secrets go before characters are escaped, which would hide one that holds such.
         values = [f"{key}={_shown(value)}" for key, value in _fields_of(record).items()]
         head = f"{_time(record)} {record.levelname} {record.name}:"
-        line = " ".join([head, _one_line(record.getMessage()), *values])
+        line = " ".join([head, _one_line(redact(record.getMessage())), *values])
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            trace = redact(self.formatException(record.exc_info)).split("\n")
+            line += "".join(f"\n{_INDENT}{_one_line(part)}" for part in trace)
         return redact(line)
 
 
@@ -114,19 +120,24 @@ class _JsonFormatter(logging.Formatter):
             entry.setdefault(key, _plain(value))
         # Before JSON's own escapes, which would hide a secret that has quotes or backslashes.
         clean = {key: redact(v) if isinstance(v, str) else v for key, v in entry.items()}
-        return json.dumps(clean, ensure_ascii=False)
+        # Unicode has ends of lines that JSON does not escape, and terminals have control codes.
+        return _escaped(json.dumps(clean, ensure_ascii=False), lambda c: json.dumps(c)[1:-1])
 
 
 def _one_line(text: str) -> str:
     """Return `text` with control characters escaped: a file name must not forge a line."""
+    return _escaped(text, lambda c: c.encode("unicode_escape").decode())
+
+
+def _escaped(text: str, escape: Callable[[str], str]) -> str:
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else escape(c) for c in text)
 
 
 def _shown(value: object) -> str:
     """Return a field's value as text; in quotes if it would not end where it seems to."""
-    text = _one_line(str(_plain(value)))
+    text = _one_line(redact(str(_plain(value))))
     return json.dumps(text, ensure_ascii=False) if not text or set(text) & set(' "=') else text
 
 

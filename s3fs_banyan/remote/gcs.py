@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +44,7 @@ from s3fs_banyan.errors import (
     TransferCorrupt,
     Unavailable,
 )
+from s3fs_banyan.foreign_json import parse_json
 from s3fs_banyan.remote.answers import is_path, md5_of, unix_ns
 from s3fs_banyan.remote.base import Capabilities, FileMeta, check_path, check_range
 from s3fs_banyan.remote.gcs_errors import error_of, missing
@@ -310,7 +310,8 @@ def _reason_of(answer: requests.Response) -> tuple[str, str, bool]:
     """Return (reason, message, whether it has one of the forms of Google's errors)."""
     text = answer.text
     try:
-        error = json.loads(text)["error"]
+        answered: Any = parse_json(text)
+        error = answered["error"]
         details = error.get("errors") or [{}]
         return str(details[0].get("reason", "")), str(error.get("message", "")), True
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from s3fs_banyan.errors import (
     Corrupt,
@@ -30,6 +30,7 @@ from s3fs_banyan.errors import (
     Unavailable,
     UnsupportedVersion,
 )
+from s3fs_banyan.foreign_json import parse_json
 from s3fs_banyan.gentle_io import read_into
 from s3fs_banyan.remote.base import FileMeta, MultipartStore, RemoteFileSystem, Summed
 from s3fs_banyan.remote.layers import multipart_of
@@ -77,11 +78,11 @@ class UploadState:
     def decode(cls, data: bytes, name: str) -> UploadState:
         """Return the state in `data`; raise `Corrupt` or `UnsupportedVersion` with `name`."""
         try:
-            fields = json.loads(data)
+            fields: Any = parse_json(data)
             version = int(fields["version"])
             if version != _STATE_VERSION:
                 raise UnsupportedVersion("upload state", version, _STATE_VERSION)
-            return cls(
+            state = cls(
                 path=str(fields["path"]),
                 upload_id=str(fields["upload_id"]),
                 file_size=int(fields["file_size"]),
@@ -91,8 +92,11 @@ class UploadState:
                     for number, size, md5, etag in fields["parts"]
                 ),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise Corrupt("upload state", name, str(error)) from error
+        if state.file_size < 0 or state.part_size < 1 or _part_count(state) > PARTS_MAX:
+            raise Corrupt("upload state", name, "its sizes are those of no upload")
+        return state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

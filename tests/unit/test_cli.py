@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -11,12 +12,15 @@ import typer
 from typer.testing import CliRunner
 
 from s3fs_banyan import __version__
+from s3fs_banyan.cli import mounting
 from s3fs_banyan.cli.command import app
 from s3fs_banyan.cli.mount_options import MountOptions, parse_mount_options
 from s3fs_banyan.cli.options import settings, take_store
 from s3fs_banyan.cli.output import printable, seconds_text, size_text, time_text
 from s3fs_banyan.cli.status import troubles
-from s3fs_banyan.errors import ConfigError, ExitCode
+from s3fs_banyan.config import Config
+from s3fs_banyan.config.settings import Cache
+from s3fs_banyan.errors import ConfigError, Corrupt, ExitCode, Unavailable
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "commands.md"
 GROUP = typer.main.get_command(app)
@@ -108,6 +112,26 @@ def test_mount_options_that_would_not_be_kept_are_refused(text: str, why: str) -
     """Silently ignored, `noexec` would promise what does not hold."""
     with pytest.raises(ConfigError, match=why):
         parse_mount_options([text])
+
+
+def _unreachable(url: str, config: object, *, is_known: bool) -> str:
+    raise Unavailable(f"{url} is away")
+
+
+@pytest.mark.parametrize("noted", ["", "5e5e", "../" * 10 + "ab", "5E" * 16, "\xff" * 32], ids=repr)
+def test_a_note_that_names_no_volume_leads_to_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noted: str
+) -> None:
+    """A crash may leave half of it, and an empty name is the directory of all volumes."""
+    monkeypatch.setattr(mounting, "_volume_id", _unreachable)
+    config = Config(cache=Cache(directory=tmp_path))
+    url = "s3://bucket/volume"
+    note = tmp_path / f"store-{hashlib.sha256(url.encode()).hexdigest()[:24]}"
+    note.write_text(noted, encoding="latin-1")
+    with pytest.raises(Corrupt, match=re.escape(str(note))):
+        mounting._cache_directory(url, config, MountOptions())
+    note.write_text("5e" * 16, encoding="ascii")
+    assert mounting._cache_directory(url, config, MountOptions()) == tmp_path / ("5e" * 16)
 
 
 def test_the_store_comes_from_the_command_line_first_and_from_the_file_else(tmp_path: Path) -> None:

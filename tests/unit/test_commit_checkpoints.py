@@ -17,7 +17,10 @@ import trio.testing
 from s3fs_banyan.app.engine import Engine
 from s3fs_banyan.commit import log_store
 from s3fs_banyan.commit.log_store import CommitLog
-from s3fs_banyan.errors import BanyanFSError, Unavailable
+from s3fs_banyan.errors import BanyanFSError, Corrupt, Unavailable
+from s3fs_banyan.format.blob import encode_blob
+from s3fs_banyan.format.checkpoint import CHECKPOINT_PIECE_BYTES, CheckpointManifest
+from s3fs_banyan.format.checksum import sha256_hex
 from s3fs_banyan.format.keys import CHECKPOINT_PIECE_PREFIX, checkpoint_piece_key
 from s3fs_banyan.meta import database
 from s3fs_banyan.remote.memory import MemoryStore
@@ -68,6 +71,18 @@ async def test_a_copy_that_failed_once_stops_no_later_checkpoint(
         for number in range(3):
             await commit_with_checkpoint(engine, b"later-%d" % number)
         assert engine.checkpointer.kept
+
+
+def test_a_piece_that_is_larger_than_pieces_are_is_not_decoded(world: World) -> None:
+    """A small object may claim two GiB, and a checkpoint names as many pieces as it likes."""
+    stored = encode_blob(bytes(CHECKPOINT_PIECE_BYTES + 1))
+    name = sha256_hex(stored)
+    world.store.write(checkpoint_piece_key(name), stored)
+    manifest = CheckpointManifest(
+        seq=1, digest=name, database_bytes=1, database_hash=name, pieces=(name,)
+    )
+    with pytest.raises(Corrupt, match=f"{name}.*at most"):
+        list(CommitLog(world.store, world.root, None).read_pieces(manifest))
 
 
 async def test_a_copy_that_could_not_be_opened_once_stops_no_later_checkpoint(

@@ -86,6 +86,11 @@ def test_nothing_shows_a_secret() -> None:
         ({"scrypt_n": 1}, "out of range"),
         ({"scrypt_r": 0}, "out of range"),
         ({"scrypt_p": 17}, "out of range"),
+        ({"scrypt_n": 1 << 17, "scrypt_r": 1}, "out of range"),
+        ({"scrypt_n": 1 << 16, "scrypt_r": 1}, "out of range"),
+        ({"scrypt_n": 2, "scrypt_r": 1 << 20, "scrypt_p": 16}, "out of range"),
+        ({"scrypt_n": 1 << 64}, "no number"),
+        ({"created_ns": 1}, "unknown one"),
         ({"scrypt_n": "1024"}, "no number"),
         ({"kind": "retina"}, "unknown kind"),
         ({"salt": "00"}, "not 16 bytes"),
@@ -102,6 +107,15 @@ def test_a_slot_that_cannot_be_used_is_damage(change: dict[str, object], why: st
     stored = seal_json({**body, "slots": [{**slots[0], **change}]})
     with pytest.raises(Corrupt, match=why):
         decode_keyring(stored, "k")
+
+
+@pytest.mark.parametrize(("n", "r", "p"), [(2, 1, 1), (1 << 15, 1, 1), (2, 2, 16), (1 << 10, 8, 2)])
+def test_numbers_at_the_bounds_of_scrypt_are_used(n: int, r: int, p: int) -> None:
+    """What is let through must not fail when the key is asked for: here it is a wrong one only."""
+    keyring = _keyring(WORD)
+    slots = (replace(keyring.slots[0], scrypt_n=n, scrypt_r=r, scrypt_p=p),)
+    found = decode_keyring(encode_keyring(replace(keyring, slots=slots)), "k")
+    assert unwrap(found, [WORD]) is None
 
 
 def test_a_keyring_of_a_newer_version_is_refused() -> None:

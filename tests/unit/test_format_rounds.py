@@ -39,6 +39,7 @@ from s3fs_banyan.format.keys import (
     log_key,
     pack_key,
     parse_checkpoint_key,
+    parse_keyring_key,
     parse_log_delta_key,
     parse_log_key,
     parse_pack_key,
@@ -63,6 +64,7 @@ from s3fs_banyan.format.volume import (
     encode_volume,
 )
 from s3fs_banyan.model import (
+    EPOCH_MAX,
     FRAME_BYTES,
     BeginEpoch,
     Cut,
@@ -84,6 +86,8 @@ from s3fs_banyan.remote.base import check_path
 U16 = st.integers(0, 2**16 - 1)
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
+I63 = st.integers(0, 2**63 - 1)
+"""What the databases of a volume can hold."""
 TIME = st.integers(-(2**63), 2**63 - 1)
 NAME = st.binary(min_size=1, max_size=255)
 HASH = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -184,14 +188,14 @@ def test_pack_indexes_come_back(lengths: list[tuple[int, int, int]], extra: bool
 
 FOOTERS = st.builds(
     CommitFooter,
-    seq=U64,
-    epoch=U64,
+    seq=I63,
+    epoch=st.integers(0, EPOCH_MAX),
     writer=st.binary(min_size=16, max_size=16),
     predecessor=st.binary(min_size=32, max_size=32),
     chain=U64,
-    op_seq=U64,
+    op_seq=I63,
     time_ns=TIME,
-    dense_from=U64,
+    dense_from=I63,
     kept=st.lists(U64, max_size=50).map(tuple),
     inline_length=st.integers(0, 30),
     delta_length=st.integers(0, 30),
@@ -220,7 +224,10 @@ def test_a_footer_that_cannot_be_read_back_is_never_written() -> None:
         "delta_length": 0, "placements_length": 0,
     }  # fmt: skip
     encode_footer(CommitFooter(**base))
-    for change in ({"writer": b"w"}, {"predecessor": b""}, {"kept": tuple(range(KEPT_MAX + 1))}):
+    for change in (
+        {"writer": b"w"}, {"predecessor": b""}, {"kept": tuple(range(KEPT_MAX + 1))},
+        {"seq": 1 << 63}, {"op_seq": 1 << 63}, {"dense_from": 1 << 63}, {"epoch": EPOCH_MAX + 1},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=r"expected|at most"):
             encode_footer(CommitFooter(**(base | change)))
 
@@ -244,7 +251,7 @@ def test_checkpoint_manifests_come_back(manifest: CheckpointManifest) -> None:
     volume=st.builds(
         VolumeDescriptor,
         volume_id=st.text("0123456789abcdef", min_size=32, max_size=32),
-        created_ns=U64,
+        created_ns=I63,
         pack_bytes=st.integers(1 << 20, 1 << 30),
         root_uid=U32,
         root_gid=U32,
@@ -306,7 +313,10 @@ def test_a_feature_that_forbids_use_is_named() -> None:
         {"volume_id": "short"}, {"volume_id": 7}, {"volume_id": ...}, {"pack_bytes": 1},
         {"pack_bytes": 1 << 40}, {"pack_bytes": True}, {"created_ns": "x"}, {"version": 0},
         {"version": ...}, {"version": "1"}, {"kind": "writer"}, {"kind": ["volume"]},
-        {"features_refuse": [1]}, {"features_refuse": "x"},
+        {"features_refuse": [1]}, {"features_refuse": "x"}, {"created_ns": 1 << 63},
+        {"volume_id": "../" * 10 + "ab"}, {"volume_id": "5E" * 16}, {"volume_id": "/" + "a" * 31},
+        {"root_uid": 1 << 32}, {"root_gid": -1}, {"root_mode": 0o10000}, {"root_mode": -1},
+        {"root_uid": 0.0}, {"root_gid": None}, {"created_ns": -1},
     ],
     ids=str,
 )  # fmt: skip
@@ -314,6 +324,29 @@ def test_well_sealed_nonsense_is_corrupt(change: dict[str, object]) -> None:
     """A right checksum says that the bytes are whole, not that they make sense."""
     with pytest.raises(Corrupt):
         decode_volume(_changed(encode_volume(VOLUME), **change), "volume.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"host": ["x"]}, {"host": ...}, {"pid": "1"}, {"pid": True}, {"pid": -1}, {"epoch": None},
+        {"epoch": 1.0}, {"writer": {}}, {"writer": ...}, {"time_ns": []}, {"time_ns": 1 << 64},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_heartbeat_of_other_types_is_corrupt(change: dict[str, object]) -> None:
+    """It is shown to a person, and compared: whoever does that must find what is written there."""
+    stored = encode_heartbeat(Heartbeat(host="h", pid=1, epoch=2, writer="ab" * 16, time_ns=3))
+    with pytest.raises(Corrupt):
+        decode_heartbeat(_changed(stored, **change), "writer")
+
+
+@pytest.mark.parametrize("depth", [33, 100, *range(850, 1100, 7), 5000, 100_000])
+def test_deeply_nested_json_is_corrupt(depth: int) -> None:
+    """Python's parser and encoder give up with an error that nobody expects."""
+    stored = b'{"kind":"volume","version":1,"a":%b%b}' % (b"[" * depth, b"]" * depth)
+    with pytest.raises(Corrupt, match="nested"):
+        open_json(stored, "volume", 1, "k")
 
 
 def test_a_sealed_object_has_one_form() -> None:
@@ -347,6 +380,25 @@ def test_keys_are_parsed_back_and_no_kind_is_taken_for_another(
     for parse, (own, value) in keys.items():
         assert parse(own) == value
         assert [key for key in everything if parse(key) is not None] == [own]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "log/" + "\u0663" * 20, "checkpoint/" + "\u0663" * 20, "key/" + "\u0663" * 20,
+        "delta/" + "\u0663" * 20 + "-" + "a" * 16, "pack/1/+000000000000001-" + "a" * 16,
+        "pack/01/" + "0" * 16 + "-" + "a" * 16, "pack/1/0x00000000000001-" + "a" * 16,
+        "pack/1/" + "0" * 17 + "-" + "a" * 16, "pack/1/" + "0" * 16 + "-" + "/" * 16,
+        "pack/\u0663/" + "0" * 16 + "-" + "a" * 16, "pack/1/" + "0" * 16 + "-" + "A" * 16,
+    ],
+)  # fmt: skip
+def test_a_key_that_is_written_otherwise_is_none_of_ours(key: str) -> None:
+    """A second name of a commit would stand beside it in a listing and end who follows it."""
+    parsers = (
+        parse_log_key, parse_log_delta_key, parse_pack_key, parse_checkpoint_key,
+        parse_keyring_key,
+    )  # fmt: skip
+    assert [parse(key) for parse in parsers] == [None] * len(parsers)
 
 
 @given(low=st.integers(0, 10**20 - 1), high=st.integers(0, 10**20 - 1))

@@ -98,6 +98,30 @@ def test_hostile_placements_are_refused(delta: Path, placements: Path, sql: str)
         check_commit(delta, placements, "log/1")
 
 
+STRANGE_KEYS = [
+    "'volume.json'", "'base/000000000001'", "'base//etc/passwd'", "'../../etc/passwd'", "''",
+    "'checkpoint/00000000000000000001'", "'pack/1/x'", "x'00'", "7", "NULL",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", STRANGE_KEYS)
+def test_placements_in_anything_but_packs_and_commits_are_refused(
+    delta: Path, placements: Path, key: str
+) -> None:
+    """A place in `base/` is read from a local file, and what dies is deleted by its key."""
+    _script(placements, f"INSERT INTO pack VALUES (1, {key}, '', 9)")  # noqa: S608
+    with pytest.raises(Corrupt, match="log/1"):
+        check_commit(delta, placements, "log/1")
+
+
+@pytest.mark.parametrize("key", STRANGE_KEYS[:-3])
+def test_a_checkpoint_with_chunks_in_anything_else_is_refused(checkpoint: Path, key: str) -> None:
+    """The same for the packs of the whole state."""
+    _script(checkpoint, f"INSERT INTO pack VALUES (1, {key}, '', 9, 0, 1, NULL)")  # noqa: S608
+    with pytest.raises(Corrupt, match="checkpoint/1"):
+        _restore(checkpoint)
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -205,6 +229,11 @@ def test_a_hostile_checkpoint_is_refused(checkpoint: Path, sql: str) -> None:
         "UPDATE head SET value = 7 WHERE name = 'kept'",
         "UPDATE head SET value = 99 WHERE name = 'level'",
         "UPDATE head SET value = 'ff' WHERE name = 'volume_id'",
+        "UPDATE head SET value = 'ff' WHERE name = 'digest'",
+        "UPDATE head SET value = 'many' WHERE name = 'seq'",
+        "UPDATE head SET value = 1.5 WHERE name = 'epoch'",
+        "UPDATE head SET value = x'00' WHERE name = 'op_seq'",
+        "UPDATE head SET value = NULL WHERE name = 'dense_from'",
     ],
 )
 def test_a_checkpoint_with_a_strange_head_is_refused(checkpoint: Path, sql: str) -> None:

@@ -13,6 +13,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import prometheus_client
 import pyfuse3
@@ -436,6 +437,47 @@ def test_file_name_cannot_forge_a_line(stream: io.StringIO, name: str) -> None:
     line = stream.getvalue()
     assert len(line.splitlines()) == 1
     assert name not in line
+
+
+@pytest.mark.parametrize(
+    "end", ["\n", "\r", "\r\n", "\x0b", "\x1b[2K\r", "\x85", "\u2028"], ids=repr
+)
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_traceback_cannot_forge_a_line(
+    stream: io.StringIO, end: str, log_format: Literal["text", "json"]
+) -> None:
+    """The message of an error holds what an application or a store chose, line ends and all."""
+    setup_logging("debug", log_format, stream)
+    TEST_LOG.info("like this one")
+    genuine = stream.getvalue().strip()
+    try:
+        fail(f"no such name: x{end}{genuine}{end}{genuine}")
+    except ValueError:
+        TEST_LOG.debug("failed%s%s", end, genuine, exc_info=True, extra=fields(key=end + genuine))
+    _, first, *others = stream.getvalue().splitlines()
+    assert "failed" in first
+    assert all(line.startswith("  ") for line in others)
+    assert log_format == "text" or not others
+    assert end == "\n" or end not in stream.getvalue()
+
+
+MANY_LINES = "one\\two\nthree\x7ffour"
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_secret_that_a_line_cannot_hold_is_hidden(
+    stream: io.StringIO, log_format: Literal["text", "json"]
+) -> None:
+    """What is escaped, or is put on lines of their own, is another text than the secret."""
+    setup_logging("debug", log_format, stream)
+    register_secret(MANY_LINES)
+    try:
+        fail(f"with {MANY_LINES}")
+    except ValueError:
+        TEST_LOG.debug("key %s", MANY_LINES, exc_info=True, extra=fields(key=MANY_LINES))
+    shown = stream.getvalue()
+    assert shown.count("***") == 3
+    assert not any(word in shown for word in ("one", "two", "three", "four"))
 
 
 SECRET = 'wJal/r+X"ü\\=K7'

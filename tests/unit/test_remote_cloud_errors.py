@@ -7,6 +7,7 @@ import inspect
 import azure.core.exceptions
 import google.auth.exceptions
 import pytest
+import requests
 from azure.storage.blob import StorageErrorCode
 
 from s3fs_banyan.errors import (
@@ -19,7 +20,7 @@ from s3fs_banyan.errors import (
     TransferCorrupt,
     Unavailable,
 )
-from s3fs_banyan.remote import azure_errors, gcs_errors
+from s3fs_banyan.remote import azure_errors, gcs, gcs_errors
 from s3fs_banyan.remote.azure import from_sdk
 from s3fs_banyan.remote.gcs import from_auth
 
@@ -101,6 +102,14 @@ def test_documented_reason_of_google(reason: tuple[str, int], kind: type[StoreEr
 def test_bad_md5_at_google_is_corruption() -> None:
     message = 'Provided MD5 hash "x" doesn\'t match calculated MD5 hash "y".'
     assert type(gcs_errors.error_of("invalid", 400, message, {}, "write x")) is TransferCorrupt
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, "[]", "{}", "7", '{"error": []}', "No such thing"])
+def test_answer_of_google_that_is_no_error_of_its_own_is_text(text: str) -> None:
+    """A proxy answers, too: what it says is shown, and whether to try again goes by its status."""
+    answer = requests.Response()
+    answer._content = text.encode()
+    assert gcs._reason_of(answer) == ("", text, False)
 
 
 def test_missing_thing_at_google_is_the_object_unless_it_is_the_bucket() -> None:

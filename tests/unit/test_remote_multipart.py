@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -195,7 +196,7 @@ def test_state_survives_its_encoding() -> None:
         path="pack/1",
         upload_id='with "quotes" and \\',
         file_size=1 << 40,
-        part_size=1 << 26,
+        part_size=1 << 27,
         parts=(PartDone(number=3, size=7, md5="m", etag="e"),),
     )
     assert UploadState.decode(state.encode(), "state") == state
@@ -203,9 +204,36 @@ def test_state_survives_its_encoding() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{}", b"[]", b"null", b"7", b'{"version": 1}', b"\xff", b'{"version": "x"}'],
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"7",
+        b'{"version": 1}',
+        b"\xff",
+        b'{"version": "x"}',
+        b"[" * 5000,
+    ],
 )
 def test_state_that_cannot_be_read_is_named(data: bytes) -> None:
+    with pytest.raises(Corrupt, match="outbox/1"):
+        UploadState.decode(data, "outbox/1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"part_size": 0}, {"part_size": -1}, {"file_size": -1}, {"part_size": 1},
+        {"file_size": float("inf")}, {"parts": [[1, float("inf"), "m", "e"]]}, {"version": 1e999},
+        {"parts": 7}, {"parts": [[1]]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_state_of_no_upload_is_named(change: dict[str, object]) -> None:
+    """Its sizes decide how many parts are made: one of a byte each is a list of a gigabyte."""
+    state = UploadState(path="pack/1", upload_id="u", file_size=1 << 20, part_size=1 << 10)
+    data = json.dumps(json.loads(state.encode()) | change).encode()
     with pytest.raises(Corrupt, match="outbox/1"):
         UploadState.decode(data, "outbox/1")
 
