@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +18,8 @@ from s3fs_banyan.cli.options import settings, take_store
 from s3fs_banyan.cli.output import printable, seconds_text, size_text, time_text
 from s3fs_banyan.cli.status import troubles
 from s3fs_banyan.errors import ConfigError, ExitCode
+from s3fs_banyan.format.keys import log_key
+from s3fs_banyan.remote.local import LocalStore
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "commands.md"
 GROUP = typer.main.get_command(app)
@@ -182,3 +185,21 @@ def test_every_trouble_of_a_mount_is_said_first() -> None:
     for word in ("OFFLINE", "epoch 7", "/some/aside", "3 writers", "timed out", "FULL", "8 min"):
         assert word in said
     assert "clocks differ" in said
+
+
+def test_check_says_that_it_had_no_state_to_compare_with(tmp_path: Path) -> None:
+    """Few findings must not be taken for little damage."""
+    url = f"file://{tmp_path}"
+    runner = CliRunner()
+    assert runner.invoke(app, ["mkfs", url]).exit_code == 0
+    sound = runner.invoke(app, ["check", url])
+    assert sound.exit_code == 0
+    assert "no state" not in sound.output
+    store = LocalStore(tmp_path)
+    store.write(log_key(1), b"no commit")
+    assert "no state could be loaded" in runner.invoke(app, ["check", url]).output
+    done = runner.invoke(app, ["check", url, "--json"])
+    assert done.exit_code == ExitCode.DAMAGE
+    told = json.loads(done.output)
+    assert told["loaded"] is False
+    assert [finding["key"] for finding in told["findings"]] == [log_key(1)]
