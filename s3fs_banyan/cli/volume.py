@@ -173,6 +173,8 @@ def _print_verdict(summary: Summary, harmful: int, orphans: int) -> None:
         f"to {summary.seq}, {summary.checkpoints} checkpoints, {summary.packs} packs, "
         f"{summary.chunks} living chunks, {summary.inodes} inodes"
     )
+    if not summary.loaded:
+        print_line("no state could be loaded: chunks were not compared with their places", "yellow")
     if harmful:
         print_line(f"DAMAGED: {harmful} findings", "bold red")
     else:

@@ -5,9 +5,9 @@
     3 look      snapshots and pins, listed *after* that commit
     4 delete    what neither the window, nor a kept commit, nor a snapshot or pin needs
 
-A pack is needed by commit k if first seq <= k < dead seq. The first commit of an epoch is never
-deleted. No pack goes within the grace after its dead commit. Nothing is deleted while the local
-clock and the store's differ by more than five minutes.
+What a kept commit needs is said in `retention.py`. The first commit of an epoch is never deleted.
+No pack goes within the grace after its dead commit. Nothing is deleted while the local clock and
+the store's differ by more than five minutes.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from s3fs_banyan.commit.compaction import add_compaction, choose_victims
 from s3fs_banyan.commit.context import Context
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.commit.outbox import Outbox, spared
+from s3fs_banyan.commit.retention import is_kept, is_needed
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import DataError, ObjectMissing, StoreError
@@ -306,13 +307,9 @@ class Reclaimer:
         return _Plan(packs=packs, keys=keys, uploads=list(self._orphan_uploads(head, grace_ns)))
 
     def _is_garbage(self, pack: PackRow, head: Head, grace_ns: int) -> bool:
-        if pack.dead_seq is None:
+        if pack.dead_seq is None or is_needed(pack, head):
             return False
-        if self._commit_times.get(pack.dead_seq, 0) > grace_ns:
-            return False
-        if pack.dead_seq > head.dense_from:
-            return False
-        return not any(pack.first_seq <= kept < pack.dead_seq for kept in head.kept)
+        return self._commit_times.get(pack.dead_seq, 0) <= grace_ns
 
     def _old_commits(self, head: Head, needed: set[str]) -> Iterable[tuple[str, int, str]]:
         """Commits below the window: not kept, not a fence, no living chunk in them."""
@@ -320,14 +317,14 @@ class Reclaimer:
             seq = parse_log_key(meta.path)
             if seq is None:
                 continue
-            if seq >= head.dense_from or seq in head.kept or meta.path in needed:
+            if is_kept(seq, head) or meta.path in needed:
                 continue
             if meta.size <= _FENCE_BYTES_MAX and self._may_be_fence(seq):
                 continue
             yield meta.path, meta.size, "commit"
         for meta in self._ctx.store.list(DELTA_PREFIX):
             seq = parse_log_delta_key(meta.path)
-            if seq is not None and seq < head.dense_from and seq not in head.kept:
+            if seq is not None and not is_kept(seq, head):
                 yield meta.path, meta.size, "delta"
 
     def _may_be_fence(self, seq: int) -> bool:
@@ -383,7 +380,7 @@ class Reclaimer:
         gone = []
         is_known = not self._checkpointer.is_running
         for seq in self._log.checkpoints():
-            if seq < head.dense_from and seq not in head.kept:
+            if not is_kept(seq, head):
                 gone.append(seq)
                 continue
             try:

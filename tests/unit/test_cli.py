@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -21,6 +22,8 @@ from s3fs_banyan.cli.status import troubles
 from s3fs_banyan.config import Config
 from s3fs_banyan.config.settings import Cache
 from s3fs_banyan.errors import ConfigError, Corrupt, ExitCode, Unavailable
+from s3fs_banyan.format.keys import log_key
+from s3fs_banyan.remote.local import LocalStore
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "commands.md"
 GROUP = typer.main.get_command(app)
@@ -206,3 +209,21 @@ def test_every_trouble_of_a_mount_is_said_first() -> None:
     for word in ("OFFLINE", "epoch 7", "/some/aside", "3 writers", "timed out", "FULL", "8 min"):
         assert word in said
     assert "clocks differ" in said
+
+
+def test_check_says_that_it_had_no_state_to_compare_with(tmp_path: Path) -> None:
+    """Few findings must not be taken for little damage."""
+    url = f"file://{tmp_path}"
+    runner = CliRunner()
+    assert runner.invoke(app, ["mkfs", url]).exit_code == 0
+    sound = runner.invoke(app, ["check", url])
+    assert sound.exit_code == 0
+    assert "no state" not in sound.output
+    store = LocalStore(tmp_path)
+    store.write(log_key(1), b"no commit")
+    assert "no state could be loaded" in runner.invoke(app, ["check", url]).output
+    done = runner.invoke(app, ["check", url, "--json"])
+    assert done.exit_code == ExitCode.DAMAGE
+    told = json.loads(done.output)
+    assert told["loaded"] is False
+    assert [finding["key"] for finding in told["findings"]] == [log_key(1)]
