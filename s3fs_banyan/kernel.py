@@ -16,6 +16,7 @@ import ctypes
 import errno
 import logging
 import os
+import select
 import socket
 import struct
 from dataclasses import dataclass
@@ -82,7 +83,20 @@ class KernelMount:
                 + (": mounting needs root (CAP_SYS_ADMIN)" if code == errno.EPERM else ""),
                 exit_code=ExitCode.FUSE,
             )
+        self._device = _device_of(mountpoint)
         self.init_request = os.read(self.fd, _INIT_BUFFER)
+
+    def detach(self) -> None:
+        """Unmount lazily, if it is still mounted: another mount may be there by now.
+
+        The kernel may give the device number of a mount that has ended to the next one, but not
+        before: so the connection must live, and the number be that of what is mounted here.
+        Raises `OSError`.
+        """
+        poll = select.poll()
+        poll.register(self.fd, 0)
+        if not poll.poll(0) and _device_of(self.mountpoint) == self._device:
+            unmount(self.mountpoint, lazy=True)
 
     def complete_reply(self, reply: bytes) -> bytes:
         """Return libfuse's answer to INIT with what libfuse cannot say."""
