@@ -367,5 +367,4 @@ async def serve(
             trio.lowlevel.remove_instrument(wait)
             library["_wait_fuse_readable"] = library_wait
     finally:
-        mount.has_ended()
         pyfuse3.close(unmount=False)

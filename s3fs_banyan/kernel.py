@@ -16,6 +16,7 @@ import ctypes
 import errno
 import logging
 import os
+import select
 import socket
 import struct
 from dataclasses import dataclass
@@ -88,6 +89,23 @@ class KernelMount:
         self._device = _device_of(mountpoint)
         self.init_request = os.read(self.fd, _INIT_BUFFER)
 
+    def detach(self) -> None:
+        """Unmount lazily, if this mount is still what lies there; what goes wrong is logged.
+
+        Requests go on until the last file is closed. The kernel may give the device number of a
+        mount that has ended to the next one, but not before: so the connection must live, and
+        the number be that of what is mounted here.
+        """
+        poll = select.poll()
+        poll.register(self.fd, 0)
+        if poll.poll(0) or _device_of(self.mountpoint) != self._device:
+            log.info("%s is not this mount any more: nothing to detach", self.mountpoint)
+            return
+        try:
+            unmount(self.mountpoint, lazy=True)
+        except OSError as error:
+            log.warning("unmount: %s", error)
+
     def complete_reply(self, reply: bytes) -> bytes:
         """Return libfuse's answer to INIT with what libfuse cannot say."""
         offered = struct.unpack_from("<I", self.init_request, 40 + 12)[0]
@@ -118,23 +136,6 @@ class KernelMount:
             path.write_text(str(self._options.read_ahead_bytes >> 10), encoding="ascii")
         except OSError as error:
             log.info("read-ahead stays as it is: %s", error)
-
-    def detach(self) -> None:
-        """Unmount lazily, if this mount is still what lies there; what goes wrong is logged.
-
-        Requests go on until the last file is closed.
-        """
-        if self._device is None or _device_of(self.mountpoint) != self._device:
-            log.info("%s is not this mount any more: nothing to detach", self.mountpoint)
-            return
-        try:
-            unmount(self.mountpoint, lazy=True)
-        except OSError as error:
-            log.warning("unmount: %s", error)
-
-    def has_ended(self) -> None:
-        """Say that the kernel has let go of it: its device number may be another's from now on."""
-        self._device = None
 
 
 def init_socket() -> tuple[socket.socket, int]:

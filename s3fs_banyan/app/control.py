@@ -131,10 +131,11 @@ async def _obey(stream: trio.SocketStream, line: bytes, commands: dict[str, Comm
         await send({"progress": values})
 
     try:
-        request = parse_json(line)
+        parsed = parse_json(line)
     except ValueError:
-        request = None
-    name = request.get("command") if isinstance(request, dict) else None
+        parsed = None
+    request = parsed if isinstance(parsed, dict) else {}
+    name = request.get("command")
     command = commands.get(name) if isinstance(name, str) else None
     if command is None:
         await send({"error": f"unknown command {name!r}"})

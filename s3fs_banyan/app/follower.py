@@ -2,8 +2,10 @@
 
 The state is committed.db alone, in a file of its own, made from the newest checkpoint at each
 start. Every few seconds the commits behind it are applied; a call sees the state before or after
-one. The kernel may keep names and attributes for a second, and drops pages of a file whose time
-or size changed. While the store is away the last state seen is served.
+them. The kernel may keep names and attributes for a second, and drops pages of a file whose time
+or size changed. While the store is away the last state seen is served. Where the log cannot be
+followed (commits were reclaimed while the machine slept, or one is damaged) a newer checkpoint
+takes the place of the state; until there is one the last state seen is served, too.
 """
 
 from __future__ import annotations
@@ -39,13 +41,13 @@ from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.data.cache import DiskBlockCache
 from s3fs_banyan.data.objects import ObjectReader
 from s3fs_banyan.data.reader import Reader
-from s3fs_banyan.errors import DataError, ObjectMissing, StoreError
+from s3fs_banyan.errors import Corrupt, DataError, LocalDiskFull, ObjectMissing, StoreError
 from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.fuse import FOLLOWER_TIMEOUT_S, Operations, serve
-from s3fs_banyan.journal.disk import DirectoryLock
-from s3fs_banyan.kernel import KernelMount, KernelOptions, check_mountpoint, unmount
-from s3fs_banyan.meta.committed import Committed
+from s3fs_banyan.journal.disk import DirectoryLock, RealDisk
+from s3fs_banyan.kernel import KernelMount, KernelOptions, check_mountpoint
+from s3fs_banyan.meta.committed import Committed, CommittedState
 from s3fs_banyan.meta.extents import Extents
 from s3fs_banyan.meta.tree import Tree
 from s3fs_banyan.observe import Metrics, serve_metrics
@@ -58,6 +60,12 @@ from s3fs_banyan.vfs.filesystem import FileSystem
 log = logging.getLogger(__name__)
 
 POLL_S: Final = 2.0
+_FAILURES: Final = (StoreError, DataError, LocalDiskFull, OSError)
+"""What following may meet; all of it may pass."""
+_COMMITS_MAX: Final = 64
+_WAL_PAGES_MAX: Final = 4096
+_JUMP_PAUSE_S: Final = 60.0
+_JUMP_PAUSE_MAX_S: Final = 3600.0
 
 
 class FollowerFileSystem(FileSystem):
@@ -70,7 +78,11 @@ class FollowerFileSystem(FileSystem):
 
 
 class Follower:
-    """The state that is followed. One event loop; `open` and `follow` work in threads."""
+    """The state that is followed. One event loop; what blocks works in threads.
+
+    Commits are applied in a thread while calls look at `state`, which stays as it was. When they
+    are applied, the next state is opened in a thread too, and put in its place in one step.
+    """
 
     def __init__(
         self,
@@ -79,54 +91,68 @@ class Follower:
         volume: VolumeDescriptor,
         root: Path,
         cipher: Cipher | None,
+        metrics: Metrics,
     ) -> None:
+        """`root` is a local directory that nobody else uses. Blocks; raises what `load` does."""
         self.online = True
         self.last_error = ""
-        self.metrics = Metrics()
+        self.metrics = metrics
         self.volume = volume
         self._runtime = RealRuntime()
         self._root = root
         self._log = CommitLog(store, root, cipher)
-        self._generation = 0
-        self.committed = self._load()
-        tree, extents = self._tables()
-        self._chunks = CommittedChunks(self.committed, extents)
+        self._following = trio.Lock()
+        self._begun = 0
+        """How many times it was followed."""
+        self._jumped_to = -1
+        """The newest checkpoint when one was loaded last, or could not be."""
+        self._jump_failure: Exception | None = None
+        self._jump_at = self._pause_s = 0.0
+        self._log.tidy()
+        for path in self._databases():
+            _remove_database(path)
+        path = self._databases()[0]
+        self.committed = self._log.load(path, vfs=None, volume=volume)
+        self.state = self.committed.open_state()
+        self._chunks = CommittedChunks(self.state, self.state.extents)
         config = request.config.cache
         self.cache: BlockCache = DiskBlockCache(
-            root / "blocks", config.size_bytes, block_bytes=config.block_bytes
+            root / "blocks",
+            config.size_bytes,
+            block_bytes=config.block_bytes,
+            on_damage=self._note_damaged_block,
         )
         objects = ObjectReader(
-            store=store, cache=self.cache, runtime=self._runtime, metrics=self.metrics
+            store=store, cache=self.cache, runtime=self._runtime, metrics=metrics
         )
-        reader = Reader(
+        self._reader = Reader(
             chunks=self._chunks,
             journal=None,
             objects=objects,
             runtime=self._runtime,
-            metrics=self.metrics,
+            metrics=metrics,
             ram_bytes=config.ram_bytes,
             cipher=cipher,
         )
+        self._reader.is_newest = self._is_newest
         self.filesystem = FollowerFileSystem(
-            tree=tree,
-            extents=extents,
-            reader=reader,
+            tree=self.state.tree,
+            extents=self.state.extents,
+            reader=self._reader,
             state=None,
             capacity_bytes=request.config.volume.capacity_bytes,
         )
+        self._set_gauges()
 
-    def _load(self) -> Committed:
-        """Make the state from the store, in a fresh file."""
-        self._generation += 1
-        path = self._root / f"follower-{self._generation % 2}.db"
-        for stale in self._root.glob(f"{path.name}*"):
-            stale.unlink()
-        return self._log.load(path, vfs=None, volume=self.volume)
+    def _databases(self) -> list[Path]:
+        """Return where the state may be: one is in use, and the next one is made in the other."""
+        return [self._root / f"follower-{number}.db" for number in range(2)]
 
-    def _tables(self) -> tuple[Tree, Extents]:
-        connection = self.committed.reader()
-        tree = Tree(connection)
-        return tree, Extents(connection, tree)
+    def _note_damaged_block(self, key: str, index: int) -> None:
+        log.warning("block %d of %s in the cache was damaged and is fetched again", index, key)
+        self.metrics.corruption_detected("cached_block").add()
+
+    # --- following -----------------------------------------------------------------------
 
     async def run(self) -> None:
         """Look for new commits every few seconds; ends only by cancellation."""
@@ -136,38 +162,144 @@ class Follower:
             await self._runtime.in_thread(self.cache.flush_use)
 
     async def follow(self) -> None:
-        """Apply what was committed since; what cannot be applied is logged and tried again."""
-        before = self.committed.head.seq
-        try:
-            await self._runtime.in_thread(
-                self._log.follow, self.committed, self.committed.head, pool="store"
-            )
-            self.online, self.last_error = True, ""
-        except ObjectMissing:
-            log.info("commits were reclaimed meanwhile: loading the newest checkpoint")
-            await self._reload()
-        except (StoreError, DataError) as error:
-            if self.last_error != str(error):
-                log.warning("the volume cannot be followed: %s", error)
-            self.online, self.last_error = not isinstance(error, StoreError), str(error)
-        if self.committed.reread_head().seq != before:
-            tree, extents = self._tables()
-            self._chunks.use(self.committed, extents)
-            self.filesystem.refresh(tree, extents)
+        """Let calls see what was committed until now; what fails is logged and tried again.
 
-    async def _reload(self) -> None:
+        One after the other: all use the same connections. Who waits for one that began after the
+        call need not follow once more.
+        """
+        begun = self._begun
+        async with self._following:
+            if self._begun > begun:
+                return
+            self._begun += 1
+            try:
+                await self._follow()
+            except _FAILURES as error:
+                if self.last_error != str(error):
+                    log.warning("the volume cannot be followed: %s", error)
+                self.last_error = str(error)
+                self.online = isinstance(error, ObjectMissing) or not isinstance(error, StoreError)
+            else:
+                self.online, self.last_error = True, ""
+            self._set_gauges()
+
+    async def _follow(self) -> None:
+        self._look_at_disk()
         try:
-            loaded = await self._runtime.in_thread(self._load, pool="store")
-        except (StoreError, DataError) as error:
-            self.online, self.last_error = not isinstance(error, StoreError), str(error)
-            return
-        self.committed, old = loaded, self.committed
+            await self._apply()
+        except (ObjectMissing, Corrupt) as error:
+            await self._jump(error)
+            await self._apply()
+
+    async def _apply(self) -> None:
+        """Apply the commits behind, and let calls see them.
+
+        Not all at once: the WAL grows by what is applied before calls see it.
+        """
+        while True:
+            committed = self.committed
+            before = committed.head.seq
+            failure: Exception | None = None
+            try:
+                await self._runtime.in_thread(
+                    self._log.follow, committed, committed.head, _COMMITS_MAX, pool="store"
+                )
+            except _FAILURES as error:
+                failure = error
+            if committed.head.seq != self.state.head.seq:
+                await self._show()
+            if failure is not None:
+                raise failure
+            if committed.head.seq - before < _COMMITS_MAX:
+                return
+
+    async def _show(self) -> None:
+        """Let calls see what was applied."""
+        self._use(await self._runtime.in_thread(self.committed.open_state))
+        if await self._runtime.in_thread(self.committed.move_wal) > _WAL_PAGES_MAX:
+            # Opened behind all of the WAL, it lets the next commit begin the WAL anew.
+            self._use(await self._runtime.in_thread(self.committed.open_state))
+
+    def _use(self, state: CommittedState) -> None:
+        old, self.state = self.state, state
+        self._chunks.use(state, state.extents)
+        self.filesystem.refresh(state.tree, state.extents)
         old.close()
+
+    async def _jump(self, error: ObjectMissing | Corrupt) -> None:
+        """Go on from the newest checkpoint if one leads past a commit that is gone or damaged.
+
+        Raises `error` if none does, and what `load_newest` raises. What did not help is not loaded
+        again at once, but after a pause that doubles each time: it may be large.
+        """
+        seen = self.committed.head.seq
+        newest = max(await self._runtime.in_thread(self._log.checkpoints, pool="store"), default=-1)
+        if newest <= seen:
+            raise error
+        if newest != self._jumped_to:
+            self._jumped_to, self._pause_s = newest, _JUMP_PAUSE_S
+        elif trio.current_time() < self._jump_at:
+            raise error if self._jump_failure is None else self._jump_failure.with_traceback(None)
+        level = logging.INFO if isinstance(error, ObjectMissing) else logging.WARNING
+        log.log(level, "going on from a newer checkpoint: %s", error)
+        self._jump_at = trio.current_time() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _JUMP_PAUSE_MAX_S)
+        try:
+            loaded, state = await self._runtime.in_thread(self._load_above, seen, pool="store")
+        except Exception as failure:
+            self._jump_failure = failure
+            raise
+        self._jump_failure = None
+        old, self.committed = self.committed, loaded
+        self._reader.frames.clear()  # in another history a chunk's number may mean other bytes
+        self._use(state)
+        await self._runtime.in_thread(_drop, old)
+
+    def _load_above(self, seen: int) -> tuple[Committed, CommittedState]:
+        """Make the state from the newest checkpoint above a commit, beside the one in use."""
+        path = next(path for path in self._databases() if path != self.committed.path)
+        _remove_database(path)
+        loaded = self._log.load_newest(path, vfs=None, volume=self.volume, above=seen)
+        if loaded is None:
+            raise ObjectMissing(f"the checkpoint above commit {seen} is not in the store any more")
+        try:
+            return loaded, loaded.open_state()
+        except BaseException:
+            loaded.close()
+            raise
+
+    async def _is_newest(self) -> bool:
+        """Follow: what is missing may have been moved. Waits while the store is away."""
+        while True:
+            await self.follow()
+            if self.online:
+                return not self.last_error
+            await trio.sleep(POLL_S)
+
+    def _set_gauges(self) -> None:
+        head = self.state.head
+        self.metrics.store_reachable.set(int(self.online))
+        self.metrics.volume_epoch.set(head.epoch)
+        self.metrics.volume_seq.set(head.seq)
+
+    def _look_at_disk(self) -> None:
+        self.metrics.local_disk_free_bytes.set(RealDisk().free_bytes(self._root))
 
     def close(self) -> None:
         """Close the databases and the cache."""
+        self.state.close()
         self.committed.close()
         self.cache.close()
+
+
+def _drop(committed: Committed) -> None:
+    committed.close()
+    _remove_database(committed.path)
+
+
+def _remove_database(path: Path) -> None:
+    for part in path.parent.glob(f"{path.name}*"):
+        part.unlink(missing_ok=True)
 
 
 def run_read_only_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:
@@ -176,7 +308,8 @@ def run_read_only_mount(request: MountRequest, on_ready: Callable[[], None]) -> 
     Raises `BanyanFSError`s with their exit codes, as `run_mount` does.
     """
     check_mountpoint(request.mountpoint)
-    store = connect(request.url, request.config)
+    metrics = Metrics(version=__version__)
+    store = connect(request.url, request.config, metrics)
     try:
         volume = read_volume(store)
         cipher = open_cipher(store, volume, request.config.encryption)
@@ -187,9 +320,10 @@ def run_read_only_mount(request: MountRequest, on_ready: Callable[[], None]) -> 
             lock = DirectoryLock(local.lock)
         try:
             _claim(local, volume)
-            follower = Follower(request, store, volume, root, cipher)
+            with must_be_usable(local.root):
+                follower = Follower(request, store, volume, root, cipher, metrics)
             try:
-                with serve_metrics(follower.metrics, request.config.metrics.address):
+                with serve_metrics(metrics, request.config.metrics.address):
                     trio.run(_run, request, follower, on_ready)
             finally:
                 follower.close()
@@ -234,7 +368,7 @@ async def _run(request: MountRequest, follower: Follower, on_ready: Callable[[],
 
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_control, request.mountpoint, _commands(request, follower))
-        nursery.start_soon(_watch_signals, request.mountpoint)
+        nursery.start_soon(_watch_signals, mount)
         nursery.start_soon(follower.run)
         processors = open_processors(config.awake_share)
         if processors is not None:
@@ -247,14 +381,11 @@ async def _run(request: MountRequest, follower: Follower, on_ready: Callable[[],
         nursery.cancel_scope.cancel()
 
 
-async def _watch_signals(mountpoint: Path) -> None:
+async def _watch_signals(mount: KernelMount) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             log.info("signal %d: unmounting", number)
-            try:
-                unmount(mountpoint, lazy=True)
-            except OSError as error:
-                log.warning("unmount: %s", error)
+            mount.detach()
 
 
 def _commands(request: MountRequest, follower: Follower) -> dict[str, Callable[[Progress], object]]:
@@ -264,7 +395,7 @@ def _commands(request: MountRequest, follower: Follower) -> dict[str, Callable[[
     async def sync(_: Progress) -> dict[str, object]:
         """There is nothing to bring into the store; what is in it is looked for now."""
         await follower.follow()
-        return {"seq": follower.committed.head.seq}
+        return {"seq": follower.state.head.seq}
 
     async def wait(progress: Progress) -> dict[str, object]:
         idle: dict[str, object] = {"phase": "", "backlog_bytes": 0, "uncommitted_bytes": 0}
@@ -278,7 +409,7 @@ def _commands(request: MountRequest, follower: Follower) -> dict[str, Callable[[
 def follower_status(request: MountRequest, follower: Follower) -> dict[str, object]:
     """Return the state of a read-only mount; the same keys as a writer's, as far as they apply."""
     head, usage, cache = (
-        follower.committed.head,
+        follower.state.head,
         follower.filesystem.statfs(),
         follower.cache.stats(),
     )

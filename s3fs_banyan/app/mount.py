@@ -18,6 +18,7 @@ from pathlib import Path
 
 import trio
 
+from s3fs_banyan import __version__
 from s3fs_banyan.app.build import connect, default_cache_directory, engine_settings, store_options
 from s3fs_banyan.app.control import Command, Progress, serve_control
 from s3fs_banyan.app.encryption import unlock
@@ -102,7 +103,7 @@ def run_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     check_mountpoint(request.mountpoint)
     runtime = RealRuntime(failpoint=request.failpoint or None)
-    metrics = Metrics()
+    metrics = Metrics(version=__version__)
     used = _directory_used_before(request)
     is_known = used is not None and has_served(used, request.url)
     store = connect(request.url, request.config, metrics, is_known=is_known)

@@ -20,7 +20,7 @@ from s3fs_banyan.data.reader import Reader
 from s3fs_banyan.errors import ExitCode, FSError, UsageError
 from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
-from s3fs_banyan.meta.committed import Committed
+from s3fs_banyan.meta.committed import Committed, CommittedState
 from s3fs_banyan.meta.extents import Extents
 from s3fs_banyan.meta.tree import Tree
 from s3fs_banyan.model import ROOT_INO, Attributes, Piece, Place
@@ -39,13 +39,12 @@ _CALLER = Caller(0, 0, 0)
 class CommittedChunks:
     """What a reader asks about chunks, answered from committed.db alone."""
 
-    def __init__(self, committed: Committed, extents: Extents) -> None:
-        self._committed = committed
-        self._extents = extents
+    def __init__(self, places: Committed | CommittedState, extents: Extents) -> None:
+        self.use(places, extents)
 
-    def use(self, committed: Committed, extents: Extents) -> None:
+    def use(self, places: Committed | CommittedState, extents: Extents) -> None:
         """Answer from these from now on."""
-        self._committed = committed
+        self._places = places
         self._extents = extents
 
     def pieces(self, chunk: int, start: int, end: int) -> Sequence[Piece]:
@@ -58,11 +57,11 @@ class CommittedChunks:
 
     def place(self, chunk: int) -> Place | None:
         """Return where a chunk lies."""
-        return self._committed.place(chunk)
+        return self._places.place(chunk)
 
     def object_size(self, key: str) -> int | None:
         """Return the size of a store object."""
-        return self._committed.object_size(key)
+        return self._places.object_size(key)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,6 +79,12 @@ class CommitLog:
         self._scratch = scratch
         self._cipher = cipher
 
+    def tidy(self) -> None:
+        """Remove the scratch files of a process that was killed; nobody may be using them."""
+        for kind in ("delta", "placements", "checkpoint"):
+            for left in self._scratch.glob(f"{kind}-*.read*"):
+                left.unlink()
+
     # --- commits -------------------------------------------------------------------------
 
     def sequence_numbers(self, after: int) -> list[int]:
@@ -96,22 +102,26 @@ class CommitLog:
         return StoredCommit(key=key, data=data, footer=footer, digest=commit_digest(data))
 
     def apply(self, committed: Committed, commit: StoredCommit, head: Head) -> Head:
-        """Apply a commit that follows `head` to committed.db; durable on return."""
+        """Apply a commit that follows `head` to committed.db; durable on return.
+
+        Raises as `read` and `Committed.apply_commit` do.
+        """
         footer = commit.footer
         if footer.seq != head.seq + 1 or footer.predecessor != head.digest:
             raise Corrupt("commit", commit.key, f"it does not follow commit {head.seq}")
-        delta, placements = self._unpack(commit)
+        if footer.is_fence:
+            return committed.apply_commit(None, None, footer, commit.digest)
+        delta = self._scratch / f"delta-{footer.seq}.read"
+        placements = self._scratch / f"placements-{footer.seq}.read"
         try:
+            self._unpack(commit, delta, placements)
             return committed.apply_commit(delta, placements, footer, commit.digest)
         finally:
             for path in (delta, placements):
-                if path is not None:
-                    path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
 
-    def _unpack(self, commit: StoredCommit) -> tuple[Path | None, Path | None]:
+    def _unpack(self, commit: StoredCommit, delta: Path, placements: Path) -> None:
         footer = commit.footer
-        if footer.is_fence:
-            return None, None
         delta_blob: Bytes
         delta_blob, placements_blob = commit_sections(commit.data, footer)
         if footer.delta_hash:
@@ -119,20 +129,20 @@ class CommitLog:
             delta_blob = self.store.read(key)
             if sha256_hex(delta_blob) != footer.delta_hash:
                 raise Corrupt("delta", key, "its hash differs from the one in its commit")
-        delta = self._scratch / f"delta-{footer.seq}.read"
-        placements = self._scratch / f"placements-{footer.seq}.read"
         seq, cipher = footer.seq, self._cipher
         delta.write_bytes(decode_blob(delta_blob, commit.key, cipher, place=delta_place(seq)))
         placements.write_bytes(
             decode_blob(placements_blob, commit.key, cipher, place=placements_place(seq))
         )
         check_commit(delta, placements, commit.key)
-        return delta, placements
 
-    def follow(self, committed: Committed, head: Head) -> Head:
-        """Apply every commit behind `head`; `ObjectMissing` if the next one was reclaimed."""
+    def follow(self, committed: Committed, head: Head, most: int | None = None) -> Head:
+        """Apply the commits behind `head`, at most so many; `committed.head` moves with each.
+
+        Raises `ObjectMissing` if the next one was reclaimed, and as `apply` does.
+        """
         numbers = self.sequence_numbers(head.seq)
-        for seq in numbers:
+        for seq in numbers[:most]:
             if seq != head.seq + 1:
                 raise ObjectMissing(f"{log_key(head.seq + 1)} is not in the store any more")
             head = committed.head = self.apply(committed, self.read(seq), head)
@@ -172,29 +182,47 @@ class CommitLog:
     def load(self, path: Path, *, vfs: str | None, volume: VolumeDescriptor) -> Committed:
         """Make committed.db from the newest checkpoint that is whole, and the commits behind it.
 
-        Raises the last checkpoint's error if none is whole although some exist.
+        Raises the last checkpoint's error if none is whole although some exist, and
+        `LocalDiskFull` and `OSError`.
         """
-        failure: DataError | ObjectMissing | None = None
-        for seq in self.checkpoints():
-            try:
-                committed = self._load_checkpoint(seq, path, vfs=vfs, volume=volume)
-            except UnsupportedVersion:
+        try:
+            loaded = self.load_newest(path, vfs=vfs, volume=volume)
+        except UnsupportedVersion:
+            raise
+        except (DataError, ObjectMissing):
+            if 1 not in self.sequence_numbers(0)[:1]:
                 raise
-            except (DataError, ObjectMissing) as error:
-                log.error("checkpoint %d cannot be used: %s", seq, error)
-                failure = error
-                continue
-            break
-        else:
-            if failure is not None and 1 not in self.sequence_numbers(0)[:1]:
-                raise failure
-            committed = create_committed(path, vfs=vfs, volume=volume)
+            loaded = None
+        committed = loaded or create_committed(path, vfs=vfs, volume=volume)
         try:
             committed.head = self.follow(committed, committed.head)
         except BaseException:
             committed.close()
             raise
         return committed
+
+    def load_newest(
+        self, path: Path, *, vfs: str | None, volume: VolumeDescriptor, above: int = -1
+    ) -> Committed | None:
+        """Make committed.db from the newest checkpoint that is whole, of those above a commit.
+
+        Returns None if there are none; raises the last one's error if none of them is whole, and
+        `LocalDiskFull` and `OSError`.
+        """
+        failure: DataError | ObjectMissing | None = None
+        for seq in self.checkpoints():
+            if seq <= above:
+                break
+            try:
+                return self._load_checkpoint(seq, path, vfs=vfs, volume=volume)
+            except UnsupportedVersion:
+                raise
+            except (DataError, ObjectMissing) as error:
+                log.error("checkpoint %d cannot be used: %s", seq, error)
+                failure = error
+        if failure is not None:
+            raise failure
+        return None
 
     def _load_checkpoint(
         self, seq: int, path: Path, *, vfs: str | None, volume: VolumeDescriptor

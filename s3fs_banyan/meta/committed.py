@@ -6,6 +6,7 @@ a commit, synced. Applying a commit twice is harmless.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import apsw
 
-from s3fs_banyan.errors import Corrupt, LocalDiskFull
+from s3fs_banyan.errors import Corrupt
 from s3fs_banyan.format.commit import NO_DIGEST, CommitFooter
 from s3fs_banyan.format.keys import is_chunk_key
 from s3fs_banyan.format.volume import VolumeDescriptor
@@ -30,6 +31,7 @@ from s3fs_banyan.meta.database import (
     run_script,
     runner,
 )
+from s3fs_banyan.meta.extents import Extents
 from s3fs_banyan.meta.paths import FileRow, directories_sql
 from s3fs_banyan.meta.tables import (
     STATE_COLUMNS,
@@ -38,12 +40,18 @@ from s3fs_banyan.meta.tables import (
     delta_sql,
     schema_sql,
 )
+from s3fs_banyan.meta.tree import Tree
 from s3fs_banyan.model import Place
 
 _PLACEMENTS_SQL = (
     "CREATE TABLE pack (id INTEGER PRIMARY KEY, key, class, size);"
     "CREATE TABLE place (chunk INTEGER PRIMARY KEY, pack, offset, stored_length, frames);"
 )
+_PLACE = (
+    "SELECT k.key, p.offset, p.stored_length, p.frames FROM place p"
+    " JOIN pack k ON k.id = p.pack WHERE p.chunk = ?"
+)
+_OBJECT_SIZE = "SELECT size FROM pack WHERE key = ?"
 COMMITTED_LEVEL = 1
 
 
@@ -173,6 +181,36 @@ class CommittedView:
         )
 
 
+class CommittedState:
+    """The whole state at one commit, whatever is applied meanwhile. Made by `open_state`.
+
+    It has a connection of its own, in one long read. While it is open the WAL is not used again
+    from its beginning, unless the database held all of it at the time.
+    """
+
+    def __init__(self, connection: apsw.Connection) -> None:
+        self._connection = connection
+        self._run = runner(connection)
+        self._run("BEGIN").fetchall()
+        # A BEGIN alone would not stay at what is there now.
+        self.head = _read_head(connection)
+        self.tree = Tree(connection)
+        self.extents = Extents(connection, self.tree)
+
+    def place(self, chunk: int) -> Place | None:
+        """Return where a chunk lies, or None."""
+        return _place(self._run(_PLACE, (chunk,)).fetchall())
+
+    def object_size(self, key: str) -> int | None:
+        """Return the size of the pack or commit under `key`, if chunks in it are alive."""
+        rows = self._run(_OBJECT_SIZE, (key,)).fetchall()
+        return rows[0][0] if rows else None
+
+    def close(self) -> None:
+        """Close the connection, and end the read."""
+        self._connection.close()
+
+
 class Committed:
     """The open committed.db: one connection that reads on the event loop, one that applies."""
 
@@ -187,19 +225,11 @@ class Committed:
 
     def place(self, chunk: int) -> Place | None:
         """Return where a sealed chunk lies, or None."""
-        rows = self._query(
-            "SELECT k.key, p.offset, p.stored_length, p.frames FROM place p"
-            " JOIN pack k ON k.id = p.pack WHERE p.chunk = ?",
-            (chunk,),
-        )
-        if not rows:
-            return None
-        key, offset, stored_length, frames = rows[0]
-        return Place(key=key, offset=offset, stored_length=stored_length, frames=frames)
+        return _place(self._query(_PLACE, (chunk,)))
 
     def object_size(self, key: str) -> int | None:
         """Return the size of the pack or commit under `key`, if chunks in it are alive."""
-        rows = self._query("SELECT size FROM pack WHERE key = ?", (key,))
+        rows = self._query(_OBJECT_SIZE, (key,))
         return rows[0][0] if rows else None
 
     def packs_of(self, chunks: Sequence[int]) -> dict[int, tuple[int, PackRow]]:
@@ -231,7 +261,16 @@ class Committed:
         """Apply a commit in one synced transaction and return the new head.
 
         A fence (no delta) moves seq and epoch only. Files were checked before (`check_commit`).
+        Raises `Corrupt`: rows that do not fit, or kind `database`: this one is damaged. Raises
+        `LocalDiskFull` and `OSError` if the disk refuses. Then it may be applied again.
         """
+        with self._errors_named(f"commit {footer.seq} cannot be applied yet"):
+            self._apply(delta, placements, footer, digest)
+            return _read_head(self._writer)
+
+    def _apply(
+        self, delta: Path | None, placements: Path | None, footer: CommitFooter, digest: bytes
+    ) -> None:
         connection = self._writer
         files = {"delta": delta, "placed": placements}
         try:
@@ -250,11 +289,19 @@ class Committed:
                 raise
         except (apsw.ConstraintError, apsw.MismatchError) as error:
             raise Corrupt("commit", str(footer.seq), f"its rows do not fit: {error}") from error
-        except apsw.FullError as error:
-            raise LocalDiskFull(f"commit {footer.seq} cannot be applied yet: {error}") from error
         finally:
             detach_all(connection, files)
-        return _read_head(connection)
+
+    @contextmanager
+    def _errors_named(self, what: str) -> Iterator[None]:
+        """Let nobody else need to know what SQLite raises; see `disk_errors_named`."""
+        try:
+            with disk_errors_named(what):
+                yield
+        except (apsw.CorruptError, apsw.NotADBError) as error:
+            raise Corrupt("database", str(self.path), str(error)) from error
+        except apsw.Error as error:
+            raise OSError(errno.EIO, f"{what}: {error}") from error
 
     def _write_head(self, footer: CommitFooter, digest: bytes) -> None:
         values: dict[str, object] = {
@@ -279,6 +326,29 @@ class Committed:
         """Return the head as stored, after a commit was applied in a thread."""
         self.head = _read_head(self._read())
         return self.head
+
+    def open_state(self) -> CommittedState:
+        """Open the state at the newest commit; who opens it closes it. For a thread.
+
+        Raises `LocalDiskFull`, `OSError`, and `Corrupt` if the database is damaged.
+        """
+        with self._errors_named(str(self.path)):
+            connection = open_database(
+                self.path, vfs=self.vfs, durable=True, cache_kib=16_384, read_only=True
+            )
+            try:
+                return CommittedState(connection)
+            except BaseException:
+                connection.close()
+                raise
+
+    def move_wal(self) -> int:
+        """Move the WAL into the database, as far as open states allow; for a thread.
+
+        Returns how many pages it has. Raises as `open_state` does.
+        """
+        with self._errors_named(f"the WAL of {self.path}"):
+            return self._writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)[0]
 
     # --- for reclaim, compaction, checks, checkpoints ------------------------------------
 
@@ -381,6 +451,13 @@ _HEAD_TYPES: Final[dict[tuple[str, ...], type]] = {
 """The table has no types: it holds one value of each kind, and may be of a checkpoint."""
 
 
+def _place(rows: Sequence[tuple[str, int, int, bytes]]) -> Place | None:
+    if not rows:
+        return None
+    key, offset, stored_length, frames = rows[0]
+    return Place(key=key, offset=offset, stored_length=stored_length, frames=frames)
+
+
 def _read_head(connection: apsw.Connection) -> Head:
     values: dict[str, Any] = dict(runner(connection)("SELECT name, value FROM head").fetchall())
     if values["level"] != COMMITTED_LEVEL:
@@ -426,7 +503,15 @@ def open_committed(path: Path, *, vfs: str | None, volume_id: str) -> Committed:
 
 
 def create_committed(path: Path, *, vfs: str | None, volume: VolumeDescriptor) -> Committed:
-    """Make committed.db of a new volume, before its first commit (seq 0)."""
+    """Make committed.db of a new volume, before its first commit (seq 0).
+
+    Raises `LocalDiskFull` and `OSError`.
+    """
+    with disk_errors_named(str(path)):
+        return _create_committed(path, vfs=vfs, volume=volume)
+
+
+def _create_committed(path: Path, *, vfs: str | None, volume: VolumeDescriptor) -> Committed:
     writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
     writer.execute("BEGIN IMMEDIATE").fetchall()
     make_genesis(writer, volume)
@@ -454,19 +539,23 @@ def restore_committed(
 ) -> Committed:
     """Make committed.db from a checkpoint's database file.
 
-    Raises `Corrupt` naming `key` unless the file is sound and holds exactly our schema.
+    Raises `Corrupt` naming `key` unless the file is sound and holds exactly our schema. Raises
+    `LocalDiskFull` and `OSError` if the disk refuses.
     """
     check_foreign(source, "checkpoint", key, schema_sql() + committed_sql())
-    _check_pack_keys(source, "checkpoint", key)
-    plain = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READONLY)
-    writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
-    try:
-        with writer.backup("main", plain, "main") as backup:
-            while not backup.done:
-                backup.step(1024)
-    finally:
-        plain.close()
-        writer.close()
+    with disk_errors_named(str(path)):
+        _check_pack_keys(source, "checkpoint", key)
+        plain = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READONLY)
+        try:
+            writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
+            try:
+                with writer.backup("main", plain, "main") as backup:
+                    while not backup.done:
+                        backup.step(1024)
+            finally:
+                writer.close()
+        finally:
+            plain.close()
     return open_committed(path, vfs=vfs, volume_id=volume_id)
 
 
