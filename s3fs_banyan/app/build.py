@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from pathlib import Path
@@ -11,6 +12,7 @@ from s3fs_banyan.commit.context import EngineSettings
 from s3fs_banyan.config import Config
 from s3fs_banyan.config.prices import STANDARD
 from s3fs_banyan.config.settings import Encryption
+from s3fs_banyan.data.cache import DiskBlockCache
 from s3fs_banyan.errors import ConfigError
 from s3fs_banyan.journal.segment import JournalSettings
 from s3fs_banyan.observe import Metrics, register_secret
@@ -18,6 +20,8 @@ from s3fs_banyan.remote.layers import RetryLayer
 from s3fs_banyan.remote.open import open_store
 from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.s3_encryption import load_customer_key
+
+log = logging.getLogger(__name__)
 
 
 def store_options(config: Config) -> StoreOptions:
@@ -158,3 +162,18 @@ def class_policy(config: Config) -> ClassPolicy:
 def default_cache_directory(config: Config, volume_id: str) -> Path:
     """Return the local directory of a volume where none was given: one below the common one."""
     return config.cache.directory / volume_id
+
+
+def open_cache(directory: Path, config: Config, metrics: Metrics) -> DiskBlockCache:
+    """Open a mount's block cache; a block that is found damaged is logged and counted. Blocks."""
+
+    def note_damage(key: str, index: int) -> None:
+        log.warning("block %d of %s in the cache was damaged and is fetched again", index, key)
+        metrics.corruption_detected("cached_block").add()
+
+    return DiskBlockCache(
+        directory,
+        config.cache.size_bytes,
+        block_bytes=config.cache.block_bytes,
+        on_damage=note_damage,
+    )

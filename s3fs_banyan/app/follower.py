@@ -21,7 +21,7 @@ from typing import Final
 import trio
 
 from s3fs_banyan import __version__
-from s3fs_banyan.app.build import connect
+from s3fs_banyan.app.build import connect, open_cache
 from s3fs_banyan.app.control import Progress, serve_control
 from s3fs_banyan.app.encryption import open_cipher
 from s3fs_banyan.app.mount import MountRequest
@@ -38,7 +38,6 @@ from s3fs_banyan.commit.local import (
 )
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.data.blocks import BlockCache
-from s3fs_banyan.data.cache import DiskBlockCache
 from s3fs_banyan.data.objects import ObjectReader
 from s3fs_banyan.data.reader import Reader
 from s3fs_banyan.errors import Corrupt, DataError, LocalDiskFull, ObjectMissing, StoreError
@@ -63,8 +62,10 @@ POLL_S: Final = 2.0
 _FAILURES: Final = (StoreError, DataError, LocalDiskFull, OSError)
 """What following may meet; all of it may pass."""
 _COMMITS_MAX: Final = 64
+"""So many are applied before calls see them: until then they lie in the WAL."""
 _WAL_PAGES_MAX: Final = 4096
 _JUMP_PAUSE_S: Final = 60.0
+"""Before a checkpoint that did not help is loaded again; doubles up to the next one."""
 _JUMP_PAUSE_MAX_S: Final = 3600.0
 
 
@@ -115,13 +116,7 @@ class Follower:
         self.committed = self._log.load(path, vfs=None, volume=volume)
         self.state = self.committed.open_state()
         self._chunks = CommittedChunks(self.state, self.state.extents)
-        config = request.config.cache
-        self.cache: BlockCache = DiskBlockCache(
-            root / "blocks",
-            config.size_bytes,
-            block_bytes=config.block_bytes,
-            on_damage=self._note_damaged_block,
-        )
+        self.cache: BlockCache = open_cache(root / "blocks", request.config, metrics)
         objects = ObjectReader(
             store=store, cache=self.cache, runtime=self._runtime, metrics=metrics
         )
@@ -131,7 +126,7 @@ class Follower:
             objects=objects,
             runtime=self._runtime,
             metrics=metrics,
-            ram_bytes=config.ram_bytes,
+            ram_bytes=request.config.cache.ram_bytes,
             cipher=cipher,
         )
         self._reader.is_newest = self._is_newest
@@ -147,10 +142,6 @@ class Follower:
     def _databases(self) -> list[Path]:
         """Return where the state may be: one is in use, and the next one is made in the other."""
         return [self._root / f"follower-{number}.db" for number in range(2)]
-
-    def _note_damaged_block(self, key: str, index: int) -> None:
-        log.warning("block %d of %s in the cache was damaged and is fetched again", index, key)
-        self.metrics.corruption_detected("cached_block").add()
 
     # --- following -----------------------------------------------------------------------
 

@@ -19,7 +19,13 @@ from pathlib import Path
 import trio
 
 from s3fs_banyan import __version__
-from s3fs_banyan.app.build import connect, default_cache_directory, engine_settings, store_options
+from s3fs_banyan.app.build import (
+    connect,
+    default_cache_directory,
+    engine_settings,
+    open_cache,
+    store_options,
+)
 from s3fs_banyan.app.control import Command, Progress, serve_control
 from s3fs_banyan.app.encryption import unlock
 from s3fs_banyan.app.engine import Engine, open_engine
@@ -44,7 +50,6 @@ from s3fs_banyan.commit.local import (
 from s3fs_banyan.commit.worker import WorkerProcess
 from s3fs_banyan.config import Config
 from s3fs_banyan.data.blocks import BlockCache
-from s3fs_banyan.data.cache import DiskBlockCache
 from s3fs_banyan.errors import (
     DataError,
     ExitCode,
@@ -144,13 +149,7 @@ def run_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:
             ctx.disk.make_directory(local.journal)
             local.sync_names(ctx.disk)
             local.tidy_outbox()
-        config = request.config.cache
-        cache = DiskBlockCache(
-            local.blocks,
-            config.size_bytes,
-            block_bytes=config.block_bytes,
-            on_damage=lambda key, index: _damaged_block(metrics, key, index),
-        )
+        cache = open_cache(local.blocks, request.config, metrics)
         with serve_metrics(metrics, request.config.metrics.address):
             trio.run(_run, request, ctx, cache, bytes.fromhex(identity.writer), on_ready)
     finally:
@@ -236,11 +235,6 @@ def _check_other_writer(
             f"{heartbeat.epoch}), last heard of {age_s:.0f} s ago: unmount it there, or mount with "
             "--takeover to become the writer (its unpublished changes stay there)"
         )
-
-
-def _damaged_block(metrics: Metrics, key: str, index: int) -> None:
-    log.warning("block %d of %s in the cache was damaged and is fetched again", index, key)
-    metrics.corruption_detected("cached_block").add()
 
 
 # --- the daemon's life -------------------------------------------------------------------

@@ -54,7 +54,7 @@ from s3fs_banyan.cli.output import print_line
 from s3fs_banyan.commit.local import LocalDirectory, load_local_volume, must_be_usable
 from s3fs_banyan.config import Config
 from s3fs_banyan.errors import ConfigError, Corrupt, ExitCode, StoreError, UsageError
-from s3fs_banyan.format.checkpoint import is_hex
+from s3fs_banyan.format.sealed_json import is_hex
 from s3fs_banyan.format.volume import VOLUME_ID_BYTES
 from s3fs_banyan.kernel import check_mountpoint, mount_source, unmount
 from s3fs_banyan.observe import setup_logging

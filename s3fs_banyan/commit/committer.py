@@ -144,6 +144,7 @@ class Committer:
         """A commit of this life may be in the store without being applied here."""
         self._away_since_ns = 0
         self._answered_ns = 0
+        """When the store last took something."""
         self._taking_epoch = trio.Lock()
         self.phase = "idle"
         """What the committer does at present, for status."""

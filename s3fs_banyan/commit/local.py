@@ -17,8 +17,8 @@ from typing import Final
 from s3fs_banyan.commit.outbox import Outbox
 from s3fs_banyan.errors import Corrupt, ExitCode, Refused
 from s3fs_banyan.foreign_json import parse_json
-from s3fs_banyan.format.checkpoint import hex_of, number_of
 from s3fs_banyan.format.keyring import Keyring, decode_keyring, encode_keyring
+from s3fs_banyan.format.sealed_json import hex_of, number_of
 from s3fs_banyan.format.volume import (
     VOLUME_ID_BYTES,
     VolumeDescriptor,

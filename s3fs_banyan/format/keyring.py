@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Final, Literal
 
 from s3fs_banyan.errors import Corrupt
-from s3fs_banyan.format.checkpoint import hex_of, number_of, open_json, seal_json
 from s3fs_banyan.format.checksum import Bytes
 from s3fs_banyan.format.encryption import (
     DOMAIN_BYTES,
@@ -28,6 +27,7 @@ from s3fs_banyan.format.encryption import (
     unwrap_key,
     wrap_key,
 )
+from s3fs_banyan.format.sealed_json import hex_of, number_of, open_json, seal_json
 
 KEYRING_VERSION: Final = 1
 SLOTS_MAX: Final = 8

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from s3fs_banyan.errors import Corrupt, UnsupportedVersion
-from s3fs_banyan.format.checkpoint import hex_of, number_of, open_json, seal_json
 from s3fs_banyan.format.checksum import Bytes
+from s3fs_banyan.format.sealed_json import hex_of, number_of, open_json, seal_json
 from s3fs_banyan.model import TIME_NS_MAX
 
 VOLUME_VERSION: Final = 1

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from s3fs_banyan.kernel import mount_source, unmount
 from tests.kernel.mounts import PROGRAM, Volume
 
 COMMAND_WITHIN_S = 120.0
+_WITHIN_S = 30.0
 
 
 class Background:
@@ -97,3 +99,11 @@ def _ends_within(pid: int, seconds: float) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+def wait_until(answers: Callable[[], bool]) -> None:
+    """Wait until something is the case; fails if it is not for long."""
+    deadline = time.monotonic() + _WITHIN_S
+    while not answers():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)

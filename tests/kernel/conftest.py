@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.background import Background
 from tests.kernel.mounts import Mount, Settings, Volume, file_volume, s3_volume
 from tests.kernel.proxy import Proxy
 from tests.servers import SeaweedServer
@@ -19,6 +20,14 @@ MakeVolume = Callable[..., Volume]
 def volume(tmp_path: Path) -> Volume:
     """A new volume in a directory."""
     return file_volume(tmp_path)
+
+
+@pytest.fixture
+def command(volume: Volume) -> Iterator[Background]:
+    """The command on a new volume in a directory; mounts are gone after the test."""
+    made = Background(volume)
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -14,18 +14,10 @@ from pathlib import Path
 import pytest
 
 from s3fs_banyan.errors import ExitCode
-from s3fs_banyan.format.checkpoint import open_json, seal_json
+from s3fs_banyan.format.sealed_json import open_json, seal_json
 from tests.kernel.background import Background
 from tests.kernel.mounts import PROGRAM, Volume
 from tests.servers import SeaweedServer
-
-
-@pytest.fixture
-def command(volume: Volume) -> Iterator[Background]:
-    """The command on a new volume; mounts are gone after the test."""
-    made = Background(volume)
-    yield made
-    made.close()
 
 
 @pytest.fixture

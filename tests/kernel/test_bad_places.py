@@ -6,24 +6,16 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from s3fs_banyan.errors import ExitCode
-from tests.kernel.background import Background
-from tests.kernel.mounts import PROGRAM, Volume
+from tests.kernel.background import Background, wait_until
+from tests.kernel.mounts import PROGRAM
 
 WITHIN_S = 30.0
-
-
-@pytest.fixture
-def command(volume: Volume) -> Iterator[Background]:
-    """The command on a new volume; mounts are gone after the test."""
-    made = Background(volume)
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -76,13 +68,6 @@ def test_words_behind_a_double_dash_are_words(command: Background) -> None:
     assert command.run("umount", str(place)).returncode == 0
 
 
-def _wait_until(answers: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not answers():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 def _names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
@@ -96,7 +81,7 @@ def test_an_unmounted_store_directory_is_an_outage_and_gets_nothing(command: Bac
     away = store.rename(store.with_name("away"))
     store.mkdir()
     (place / "second").write_bytes(b"during the outage")
-    _wait_until(lambda: not command.status(place)["online"])
+    wait_until(lambda: not command.status(place)["online"])
     daemon = command.status(place)["writer"]["pid"]
     children = Path(f"/proc/{daemon}/task/{daemon}/children").read_text(encoding="ascii").split()
     for worker in children:  # a new one opens the store while it is away

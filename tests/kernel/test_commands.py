@@ -8,33 +8,17 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from s3fs_banyan.errors import ExitCode
 from s3fs_banyan.kernel import mount_source
-from tests.kernel.background import Background
+from tests.kernel.background import Background, wait_until
 from tests.kernel.mounts import PROGRAM, Volume
 
 WITHIN_S = 30.0
-
-
-@pytest.fixture
-def command(volume: Volume) -> Iterator[Background]:
-    """The command on a new volume; mounts are gone after the test."""
-    made = Background(volume)
-    yield made
-    made.close()
-
-
-def _wait_until(answers: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not answers():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.1)
 
 
 def _fill(top: Path) -> None:
@@ -207,7 +191,7 @@ def test_a_lazy_umount_detaches_and_waits_for_the_last_user(command: Background)
     place = command.mount()
     with (place / "held").open("wb") as file:
         running = subprocess.Popen([*PROGRAM, "umount", "--lazy", str(place)])
-        _wait_until(lambda: mount_source(place) is None)
+        wait_until(lambda: mount_source(place) is None)
         file.write(b"late")
         file.flush()
         assert running.poll() is None
@@ -221,11 +205,11 @@ def test_a_dead_daemon_is_named_and_mounting_again_goes_on(command: Background) 
     place = command.mount()
     (place / "file").write_bytes(b"answered")
     os.kill(command.status(place)["writer"]["pid"], signal.SIGKILL)
-    _wait_until(lambda: command.run("status", str(place)).returncode == ExitCode.DAEMON)
+    wait_until(lambda: command.run("status", str(place)).returncode == ExitCode.DAEMON)
     assert command.mount() == place
     assert (place / "file").read_bytes() == b"answered"
     os.kill(command.status(place)["writer"]["pid"], signal.SIGKILL)
-    _wait_until(lambda: command.run("status", str(place)).returncode == ExitCode.DAEMON)
+    wait_until(lambda: command.run("status", str(place)).returncode == ExitCode.DAEMON)
     done = command.run("umount", str(place))
     assert done.returncode == ExitCode.DAEMON
     assert "mount again" in done.stderr
@@ -260,8 +244,8 @@ def test_a_read_only_mount_follows_and_changes_nothing(command: Background) -> N
     (place / "file").write_bytes(b"new text")
     (place / "made").mkdir()
     assert command.run("sync", str(place)).returncode == 0
-    _wait_until(lambda: (reader / "file").read_bytes() == b"new text")
-    _wait_until((reader / "made").is_dir)
+    wait_until(lambda: (reader / "file").read_bytes() == b"new text")
+    wait_until((reader / "made").is_dir)
     assert command.status(reader)["role"] == "follower"
     assert "read-only" in command.run("status", str(reader)).stdout
     assert command.run("umount", str(reader)).returncode == 0
@@ -359,7 +343,7 @@ def test_a_daemon_that_ends_leaves_the_next_ones_socket_alone(command: Backgroun
     with (place / "held").open("wb") as file:
         file.write(b"1")
         running = subprocess.Popen([*PROGRAM, "umount", "--lazy", str(place)])
-        _wait_until(lambda: mount_source(place) is None)
+        wait_until(lambda: mount_source(place) is None)
         command.mount("mnt", "--read-only", cache="reader-cache")
         assert command.status(place)["writer"]["pid"] != first
     assert running.wait(WITHIN_S) == 0

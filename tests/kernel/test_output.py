@@ -12,7 +12,7 @@ import pytest
 
 from s3fs_banyan.errors import ExitCode
 from tests.kernel.background import COMMAND_WITHIN_S, Background
-from tests.kernel.mounts import PROGRAM, Volume
+from tests.kernel.mounts import PROGRAM
 
 MIB = 1 << 20
 _NO_SPACE = "s3fs-banyan: standard output: No space left on device\n"
@@ -22,14 +22,6 @@ import os, signal, time
 os.kill(os.getpid(), signal.SIGINT)
 time.sleep(60)
 """
-
-
-@pytest.fixture
-def command(volume: Volume) -> Iterator[Background]:
-    """The command on a new volume; mounts are gone after the test."""
-    made = Background(volume)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -5,32 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
-
 from s3fs_banyan.kernel import mount_source
-from tests.kernel.background import Background
-from tests.kernel.mounts import PROGRAM, Volume, file_volume
+from tests.kernel.background import Background, wait_until
+from tests.kernel.mounts import PROGRAM, file_volume
 
 WITHIN_S = 30.0
-
-
-@pytest.fixture
-def command(volume: Volume) -> Iterator[Background]:
-    """The command on a new volume; mounts are gone after the test."""
-    made = Background(volume)
-    yield made
-    made.close()
-
-
-def _wait_until(answers: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while not answers():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.1)
 
 
 def _has_said(command: Background, words: str, times: int = 1) -> bool:
@@ -45,11 +26,11 @@ def test_a_signal_leaves_the_mount_over_a_detached_one(command: Background) -> N
     with (place / "held").open("wb") as file:
         file.write(b"1")
         running = subprocess.Popen([*PROGRAM, "umount", "--lazy", str(place)])
-        _wait_until(lambda: mount_source(place) is None)
+        wait_until(lambda: mount_source(place) is None)
         command.mount("mnt", "--read-only", cache="reader-cache")
         os.kill(first, signal.SIGTERM)
-        _wait_until(lambda: _has_said(command, "signal 15"))
-        _wait_until(lambda: _has_said(command, "nothing to detach"))
+        wait_until(lambda: _has_said(command, "signal 15"))
+        wait_until(lambda: _has_said(command, "nothing to detach"))
     assert running.wait(WITHIN_S) == 0
     assert mount_source(place) == command.volume.url
     assert command.status(place)["role"] == "follower"
@@ -66,14 +47,14 @@ def test_a_signal_leaves_the_mount_that_came_while_one_drains(
     (place / "file").write_bytes(b"in the store at last")
     away = store.rename(store.with_name("away"))
     running = subprocess.Popen([*PROGRAM, "umount", "--lazy", str(place)])
-    _wait_until(lambda: _has_said(command, "bringing the rest into the store"))
+    wait_until(lambda: _has_said(command, "bringing the rest into the store"))
     other = Background(file_volume(tmp_path / "other"))
     try:
         done = other.try_mount(place)
         assert done.returncode == 0, done.stderr
         other.adopt(place)
         os.kill(first, signal.SIGTERM)
-        _wait_until(lambda: _has_said(command, "nothing to detach"))
+        wait_until(lambda: _has_said(command, "nothing to detach"))
         assert mount_source(place) == other.volume.url
         away.rename(store)
         assert running.wait(WITHIN_S) == 0

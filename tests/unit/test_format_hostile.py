@@ -29,12 +29,7 @@ from s3fs_banyan.commit.local import (
 from s3fs_banyan.commit.outbox import PackedChunk, PackRecord
 from s3fs_banyan.errors import Corrupt, DataError
 from s3fs_banyan.format import blob, chunk, commit, pack, record
-from s3fs_banyan.format.checkpoint import (
-    CheckpointManifest,
-    decode_manifest,
-    encode_manifest,
-    seal_json,
-)
+from s3fs_banyan.format.checkpoint import CheckpointManifest, decode_manifest, encode_manifest
 from s3fs_banyan.format.checksum import xxh3
 from s3fs_banyan.format.compression import CODEC_SNAPPY
 from s3fs_banyan.format.keyring import (
@@ -47,6 +42,7 @@ from s3fs_banyan.format.keyring import (
     wrap,
 )
 from s3fs_banyan.format.keys import log_delta_key, pack_key
+from s3fs_banyan.format.sealed_json import seal_json
 from s3fs_banyan.format.volume import (
     Heartbeat,
     VolumeDescriptor,

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from s3fs_banyan.errors import Corrupt, UnsupportedVersion
-from s3fs_banyan.format.checkpoint import open_json, seal_json
 from s3fs_banyan.format.keyring import (
     DataKey,
     Keyring,
@@ -17,6 +16,7 @@ from s3fs_banyan.format.keyring import (
     unwrap,
     wrap,
 )
+from s3fs_banyan.format.sealed_json import open_json, seal_json
 
 DATA_KEY = DataKey(key=bytes(range(32)), domain=bytes(range(16)))
 WORD = Secret(passphrase="correct horse battery")

@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 
 from s3fs_banyan.errors import Corrupt, UnsupportedVersion
 from s3fs_banyan.format.blob import decode_blob, encode_blob
-from s3fs_banyan.format.checkpoint import (
-    CheckpointManifest,
-    decode_manifest,
-    encode_manifest,
-    open_json,
-    seal_json,
-)
+from s3fs_banyan.format.checkpoint import CheckpointManifest, decode_manifest, encode_manifest
 from s3fs_banyan.format.chunk import (
     Frame,
     decode_chunk_header,
@@ -55,6 +49,7 @@ from s3fs_banyan.format.record import (
     head_continues,
     peek_record,
 )
+from s3fs_banyan.format.sealed_json import open_json, seal_json
 from s3fs_banyan.format.volume import (
     Heartbeat,
     VolumeDescriptor,
