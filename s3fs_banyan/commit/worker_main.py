@@ -55,11 +55,11 @@ class WorkerServer:
         cipher: Cipher | None,
         metrics: Metrics,
         transfers: Transfers,
-        on_begin: Callable[[SealJob], None] = lambda _: None,
+        take_place: Callable[[bool], None] = lambda _: None,
     ) -> None:
-        """`on_begin` is told of each sealing before it begins."""
+        """`take_place` is told whether somebody waits for the sealing that begins; then it ends."""
         self._transfers = transfers
-        self._on_begin = on_begin
+        self._take_place = take_place
         self._beside = PooledTransfers(2 * _PACKS_AT_ONCE)
         self._sock = sock
         self._sending = threading.Lock()
@@ -108,7 +108,7 @@ class WorkerServer:
             segments = {int(number): path for number, path in argument["segments"].items()}
             chains = tuple(argument["chains"])
             job = SealJob(**{**argument, "segments": segments, "chains": chains})
-            self._on_begin(job)
+            self._take_place(job.is_awaited)
             self._sealing = Sealing(
                 job,
                 disk=self._disk,
@@ -140,6 +140,7 @@ class WorkerServer:
         if self._sealing is not None:
             self._sealing.close()
             self._sealing = None
+        self._take_place(False)
 
 
 def _plain(value: object) -> dict[str, object] | None:
@@ -156,12 +157,12 @@ class _Place:
         self._is_forward = False
         step_back(nice)
 
-    def take(self, job: SealJob) -> None:
-        """Take the place that a sealing needs, for it and until the next one."""
-        if job.is_awaited == self._is_forward:
+    def take(self, is_awaited: bool) -> None:
+        """Take the place of a sealing that somebody waits for, or of any other work."""
+        if is_awaited == self._is_forward:
             return
-        self._is_forward = job.is_awaited
-        if job.is_awaited:
+        self._is_forward = is_awaited
+        if is_awaited:
             step_forward()
         else:
             step_back(self._nice)

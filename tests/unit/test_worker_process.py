@@ -296,4 +296,8 @@ async def test_a_sealing_that_somebody_waits_for_does_not_stand_behind_all_other
             assert await niceness(is_awaited=False) == 5
             assert await niceness(is_awaited=True) == 0
             assert await niceness(is_awaited=False) == 5
+            assert await niceness(is_awaited=True) == 0
+            await worker.end()
+            assert worker.pid is not None
+            assert os.getpriority(os.PRIO_PROCESS, worker.pid) == 5
             nursery.cancel_scope.cancel()
