@@ -92,6 +92,7 @@ class Engine:
             "segment preparer": self.state.journal.spares.run,
             "journal syncer": self.state.journal.run_syncer,
             "reaper": self.filesystem.run_reaper,
+            "store watch": self.committer.watch.run,
             "committer": self.committer.run,
             "reclaim": self.reclaimer.run,
             "defragmenter": defragment,

@@ -38,19 +38,19 @@ from s3fs_banyan.commit.fencing import Publisher
 from s3fs_banyan.commit.local import remember_last_cut
 from s3fs_banyan.commit.local_cut import LocalCutter
 from s3fs_banyan.commit.outbox import Outbox, forget_named
-from s3fs_banyan.commit.sealing import CommitBody, SealedPack, SealingLost, SealJob
+from s3fs_banyan.commit.seal_job import CommitBody, SealedPack, SealingLost, SealJob
 from s3fs_banyan.commit.state import EngineState
+from s3fs_banyan.commit.store_watch import StoreWatch
 from s3fs_banyan.commit.worker import Worker
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import (
     BanyanFSError,
     Fenced,
     LocalDiskFull,
-    ObjectMissing,
     StoreError,
 )
 from s3fs_banyan.format.commit import CommitFooter, commit_digest, encode_footer
-from s3fs_banyan.format.keys import WRITER, log_key
+from s3fs_banyan.format.keys import log_key
 from s3fs_banyan.gentle_io import read_gently
 from s3fs_banyan.meta.committed import Head
 from s3fs_banyan.meta.delta import DeltaCounts, write_delta
@@ -82,8 +82,6 @@ FP_RECYCLED = register_failpoint("recycled", "step 6 done: the journal is recycl
 _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 10.0
 _LOCAL_CUT_LOOK_S = 1.0
-_ANSWER_S = 5.0
-"""A store that has not answered for so long is taken for away by a journal that grows fast."""
 _UPLOADS_AT_ONCE = 4
 
 
@@ -139,6 +137,8 @@ class Committer:
         self._extras = extras
         self._local = LocalCutter(ctx, state, worker)
         self._outbox = Outbox(ctx.local.outbox)
+        self.watch = StoreWatch(ctx)
+        """A service of its own, to be run beside the committer."""
         self.has_epoch = False
         self._in_doubt = False
         """A commit of this life may be in the store without being applied here."""
@@ -183,7 +183,7 @@ class Committer:
         not, local cuts must not wait for the interval.
         """
         state, settings = self._state, self._ctx.settings
-        has_asked = False
+        asked_bytes = 0
         while True:
             if (
                 not state.oldest_uncommitted_ns
@@ -201,9 +201,9 @@ class Committer:
                 return
             if state.uncommitted_bytes > settings.dirty_bytes_max // 4:
                 return
-            if state.uncommitted_bytes >= settings.local_cut_bytes and not has_asked:
-                has_asked = True
-                await self._patiently("away", self._ask_between_commits)
+            if state.uncommitted_bytes - asked_bytes >= settings.local_cut_bytes:
+                asked_bytes = state.uncommitted_bytes
+                await self._patiently("away", self._expect_answer)
                 continue
             with trio.move_on_after(min(left_s, 1.0)):
                 await state.commit_requests.wait()
@@ -261,7 +261,7 @@ class Committer:
             self.phase = "away"
             if self._local.is_due():  # a store that refuses packs may answer questions
                 await self._cut_locally(frozen=None)
-            await self._patiently("away", self._ask_store)
+            await self._patiently("away", self._expect_answer)
             return
         runtime.failpoint(FP_UPLOADED)
         published = await self._publish_and_apply(cut, body)
@@ -311,38 +311,8 @@ class Committer:
         self._state.request_commit()
         await trio.sleep(_RETRY_FIRST_S)
 
-    async def _ask_store(self) -> None:
-        """Ask the cheapest question there is; any answer will do."""
-        try:
-            await self._ctx.runtime.in_thread(self._ctx.store.stat, WRITER, pool="store")
-        except ObjectMissing:
-            return
-
-    async def _ask_between_commits(self) -> None:
-        """Ask the store; while it owes the answer, local cuts are made as they become due."""
-        failure: list[StoreError] = []
-        answered = trio.Event()
-
-        async def ask() -> None:
-            try:
-                await self._ask_store()
-            except StoreError as error:
-                failure.append(error)
-            finally:
-                answered.set()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(ask)
-            with trio.move_on_after(_ANSWER_S):
-                await answered.wait()
-            while not answered.is_set():
-                self._state.online = False
-                if self._local.is_due():
-                    await self._cut_locally(frozen=None)
-                with trio.move_on_after(_LOCAL_CUT_LOOK_S):
-                    await answered.wait()
-        if failure:
-            raise failure[0]
+    async def _expect_answer(self) -> None:
+        await self.watch.expect_answer(self._ctx.settings.answer_s)
 
     async def _cut(self) -> CutTaken:
         """Step 1: the CUT record, the flip and the snapshot, in one step of the event loop."""
@@ -532,7 +502,7 @@ class Committer:
         a person can cure them, and nothing is lost meanwhile. While it waits it makes local
         cuts, beside the commit whose dirty set is `frozen` if its PUT was started. A commit that
         no PUT was started for stands in their way: if it `may_give_up`, `_StoreAway` is raised
-        once a local cut is due and the store has not answered for a while.
+        once a local cut is due and the store is away.
         """
         delay_s = _RETRY_FIRST_S
         now_ns = self._ctx.runtime.monotonic_ns
@@ -573,13 +543,24 @@ class Committer:
     ) -> None:
         """Wait before the store is tried again; local cuts are made as they become due."""
         until_s = trio.current_time() + seconds
+        has_asked = False
         while (left_s := until_s - trio.current_time()) > 0:
             if self._local.is_due():
                 if not may_give_up:
                     await self._cut_locally(frozen=frozen)
-                elif self._away_s() >= self._ctx.settings.give_up_s:
-                    raise _StoreAway(f"the store is away ({why})")
+                elif not has_asked:
+                    has_asked = True
+                    await self._stand_aside_if_away(why)
             await trio.sleep(min(left_s, _LOCAL_CUT_LOOK_S))
+
+    async def _stand_aside_if_away(self, why: str) -> None:
+        """A local cut is due: raise `_StoreAway` if the store is, or takes nothing for long."""
+        try:
+            await self._expect_answer()
+        except StoreError as error:
+            raise _StoreAway(f"the store is away ({why}; {error})") from error
+        if self._away_s() >= self._ctx.settings.give_up_s:
+            raise _StoreAway(f"the store takes nothing ({why})")
 
     async def _fenced(self, error: Fenced) -> None:
         """A newer epoch owns the volume: publish nothing more, keep everything, say where."""

@@ -28,9 +28,11 @@ class EngineSettings:
     dirty_bytes_max: int = 8 << 30
     local_cut_bytes: int = 256 << 20
     """So much backlog makes a local cut worth while when the store is away."""
-    give_up_s: float = 5.0
-    """So long no attempt must have succeeded before a commit is given up for a local cut. What it
-    has sealed and sent is reused (`outbox.py`), so little is lost if the store comes back then."""
+    answer_s: float = 3.0
+    """A store that answers no question for so long is away: a commit that waits for it is given
+    up if a local cut is due. What it has sealed and sent is reused (`outbox.py`)."""
+    give_up_s: float = 60.0
+    """The same for a store that answers questions, but takes nothing."""
     durability_remote: bool = False
     capacity_bytes: int = 1 << 40
     ram_bytes: int = 64 << 20

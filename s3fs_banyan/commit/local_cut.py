@@ -30,7 +30,7 @@ from s3fs_banyan.commit.cut import (
 )
 from s3fs_banyan.commit.local_base import drop_local_base
 from s3fs_banyan.commit.outbox import Outbox
-from s3fs_banyan.commit.sealing import LocalBody, SealingLost, SealJob
+from s3fs_banyan.commit.seal_job import LocalBody, SealingLost, SealJob
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.commit.worker import Worker
 from s3fs_banyan.errors import LocalDiskFull, StoreError

@@ -24,10 +24,10 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from s3fs_banyan.commit.base_packs import BasePacks
 from s3fs_banyan.commit.classes import ClassPolicy
@@ -35,12 +35,12 @@ from s3fs_banyan.commit.grouping import Group, Limits, divide
 from s3fs_banyan.commit.outbox import Outbox, PackedChunk, PackRecord
 from s3fs_banyan.commit.pack_buffers import PackBuffer, PackBuffers
 from s3fs_banyan.commit.pack_reading import read_pack, verify_chunk
-from s3fs_banyan.commit.sending import Multipart, PackSender, SendPolicy
+from s3fs_banyan.commit.seal_job import CommitBody, LocalBody, SealedPack, SealingLost, SealJob
+from s3fs_banyan.commit.sending import PackSender, SendPolicy
 from s3fs_banyan.config.prices import STANDARD
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.data.rereads import Rereads
 from s3fs_banyan.errors import (
-    BanyanFSError,
     Corrupt,
     ObjectMissing,
     StoreError,
@@ -69,80 +69,6 @@ COMMIT_BYTES_MAX: Final = 8 << 20
 """Delta and inline data of a commit stay below this."""
 
 
-class SealingLost(BanyanFSError):
-    """What was sealed cannot be used, or nobody knows of it any more: begin the sealing again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SealJob:
-    """What to seal; plain values, so that it can cross to another process."""
-
-    seal_db: str
-    delta_db: str
-    outbox: str
-    segments: dict[int, str]
-    epoch: int
-    seq: int
-    pack_bytes: int
-    inline_bytes_max: int
-    keep_in_outbox: bool = True
-    """False where the local disk has no room: packs go from RAM, whatever happens."""
-    base_packs: str
-    """Directory of the base packs."""
-    first_base_pack: int = 0
-    """For a local cut: the number of its first base pack; 0 for a commit."""
-    policy: dict[str, Any] = field(default_factory=dict)
-    """`ClassPolicy.plain()`; empty: one class, nothing apart."""
-    now_ns: int = 0
-    chain: int = 0
-    """Journal checksum of the cut that is sealed."""
-    chains: tuple[int, ...] = ()
-    """The same of all cuts in this journal behind the newest commit."""
-    is_awaited: bool = False
-    """Somebody stands still until this is done: no time to let others go first."""
-    multipart: Multipart = "never"
-    part_bytes: int = 8 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SealedPack:
-    """A pack ready to be sent."""
-
-    number: int
-    key: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalBody:
-    """What a local cut has sealed: all of it is on the local disk, synced."""
-
-    placements: str
-    pack_count: int
-    """How many numbers of base packs were used."""
-    damaged: tuple[int, ...]
-    """As in `CommitBody`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommitBody:
-    """All of a commit but its footer."""
-
-    path: str
-    inline_length: int
-    delta_length: int
-    placements_length: int
-    delta_hash: str
-    unmovable: tuple[str, ...]
-    """Objects whose living chunks could not be moved: missing or damaged."""
-    damaged: tuple[int, ...]
-    """Chunks whose journal records rotted: published without a place, their bytes are lost."""
-    reused_packs: int = 0
-    """Packs of an earlier attempt that were neither sealed nor, perhaps, sent again."""
-    resumed_parts: int = 0
-    """Parts of packs that an earlier attempt had sent."""
-
-
 class Sealing:
     """One commit's sealing, from plan to body."""
 
@@ -156,11 +82,14 @@ class Sealing:
         cipher: Cipher | None,
         transfers: Transfers | None = None,
         beside: Transfers | None = None,
+        proved: set[str] | None = None,
         clock: Callable[[], float] = monotonic_s,
     ) -> None:
         """`cipher` is None for a volume that is not encrypted.
 
         `beside` has room for two calls of each upload: it is sent and cached at the same time.
+        `proved` goes from one sealing to the next of a process: packs of the outbox that are in
+        the store, so that in bad weather not all of them are asked for again and again.
         """
         self._outbox = Outbox(Path(job.outbox))
         self._sender = PackSender(
@@ -171,6 +100,7 @@ class Sealing:
             clock=clock,
         )
         self._beside = beside or InlineTransfers()
+        self._proved = set() if proved is None else proved
         self._ready: list[PackRecord] = []
         self._pack_records: dict[str, PackRecord] = {}
         self._chunks: dict[str, tuple[PackedChunk, ...]] = {}
@@ -316,6 +246,7 @@ class Sealing:
     def _note_sent(self, record: PackRecord) -> PackRecord:
         """Record that a pack is in the store, and what lies in it."""
         record = replace(record, chunks=self._chunks.pop(record.key))
+        self._proved.add(record.key)
         if self._job.keep_in_outbox:
             self._sender.note_sent(record)
         self._pack_records[record.key] = record
@@ -367,7 +298,9 @@ class Sealing:
         Raises the store's errors. A pack of which less than half is wanted is not worth its
         place; it is dropped here, and what was sent of it is left to reclaim.
         """
-        for record in self._outbox.records():
+        records = self._outbox.records()
+        self._proved &= {record.key for record in records}
+        for record in records:
             chunks = self._usable(record, wanted)
             if chunks is None:
                 self._sender.give_up(record)
@@ -398,13 +331,21 @@ class Sealing:
         stored = sum(chunk.stored_length for chunk in chunks if _is_wanted(chunk, wanted))
         if 2 * stored < record.size:
             return None
-        if record.chunks is not None:
-            try:
-                if self._store.stat(record.key).size != record.size:
-                    return None
-            except ObjectMissing:
-                return None
+        if record.chunks is not None and not self._is_in_store(record):
+            return None
         return chunks
+
+    def _is_in_store(self, record: PackRecord) -> bool:
+        """Tell whether a pack that was sent is there. Raises the store's errors."""
+        if record.key in self._proved:
+            return True
+        try:
+            if self._store.stat(record.key).size != record.size:
+                return False
+        except ObjectMissing:
+            return False
+        self._proved.add(record.key)
+        return True
 
     # --- chunks --------------------------------------------------------------------------
 

@@ -21,14 +21,8 @@ from typing import Any, Protocol
 
 import trio
 
-from s3fs_banyan.commit.sealing import (
-    CommitBody,
-    LocalBody,
-    SealedPack,
-    Sealing,
-    SealingLost,
-    SealJob,
-)
+from s3fs_banyan.commit.seal_job import CommitBody, LocalBody, SealedPack, SealingLost, SealJob
+from s3fs_banyan.commit.sealing import Sealing
 from s3fs_banyan.errors import BanyanFSError, Corrupt, StoreError, Unavailable
 from s3fs_banyan.runtime import Runtime
 

@@ -21,7 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from s3fs_banyan.commit.sealing import SealedPack, Sealing, SealingLost, SealJob
+from s3fs_banyan.commit.seal_job import SealedPack, SealingLost, SealJob
+from s3fs_banyan.commit.sealing import Sealing
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.data.cache import DiskBlockCache
 from s3fs_banyan.format.encryption import Cipher
@@ -69,6 +70,7 @@ class WorkerServer:
         self._cipher = cipher
         self._disk = RealDisk()
         self._sealing: Sealing | None = None
+        self._proved: set[str] = set()
 
     def answer(self, request: dict[str, Any]) -> None:
         """Carry out one request and send its answer, or the error that it met."""
@@ -117,6 +119,7 @@ class WorkerServer:
                 cipher=self._cipher,
                 transfers=self._transfers,
                 beside=self._beside,
+                proved=self._proved,
             )
             return self._sealing.plan()
         if method == "end":

@@ -331,6 +331,7 @@ class Mounted:
         )
         ctx = self._context(runtime)
         ctx.local.tidy_outbox()
+        proved: set[str] = set()
         cache = MemoryBlockCache(256 << 10, block_bytes=16 << 10)
         try:
             async with open_engine(
@@ -343,6 +344,7 @@ class Mounted:
                         cache=cache,
                         cipher=ctx.cipher,
                         clock=self._line_clock,
+                        proved=proved,
                     ),
                     runtime,
                 ),
@@ -383,7 +385,8 @@ class Mounted:
                 segment_bytes=dials.segment_bytes, sync_bytes=64 << 10, spares=2, spares_max=4
             ),
             local_cut_bytes=dials.local_cut_bytes,
-            give_up_s=dials.commit_interval_s,
+            answer_s=dials.commit_interval_s,
+            give_up_s=4 * dials.commit_interval_s,
             commit_interval_s=dials.commit_interval_s,
             inline_bytes_max=dials.inline_bytes_max,
             multipart=dials.multipart,

@@ -16,7 +16,8 @@ import trio
 from s3fs_banyan.app.engine import Engine, open_engine
 from s3fs_banyan.commit.context import Context, EngineSettings
 from s3fs_banyan.commit.local import LocalDirectory
-from s3fs_banyan.commit.sealing import Sealing, SealJob
+from s3fs_banyan.commit.seal_job import SealJob
+from s3fs_banyan.commit.sealing import Sealing
 from s3fs_banyan.commit.worker import InlineWorker, Worker
 from s3fs_banyan.data.blocks import BlockCache, MemoryBlockCache
 from s3fs_banyan.format.encryption import Cipher

@@ -6,7 +6,8 @@ import contextlib
 import errno
 import os
 import shutil
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ import trio.testing
 from s3fs_banyan.app.engine import Engine
 from s3fs_banyan.commit.context import EngineSettings
 from s3fs_banyan.commit.cut import CutTaken
-from s3fs_banyan.commit.sealing import LocalBody
+from s3fs_banyan.commit.seal_job import LocalBody
 from s3fs_banyan.errors import Corrupt, ExitCode, Refused, Unavailable
-from s3fs_banyan.format.keys import LOG_PREFIX
+from s3fs_banyan.format.keys import LOG_PREFIX, PACK_PREFIX
 from s3fs_banyan.journal.disk import RealDisk
 from s3fs_banyan.journal.segment import JournalSettings
 from s3fs_banyan.meta import database
@@ -91,6 +92,7 @@ def cutting(local_cut_bytes: int) -> EngineSettings:
 async def cut_locally(engine: Engine) -> None:
     """Let the committer find that the store is away, until it has made a local cut."""
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.committer.watch.run)
         nursery.start_soon(engine.committer.run)
         engine.state.request_commit()
         for _ in range(600):
@@ -200,6 +202,7 @@ async def test_a_store_that_answers_but_takes_no_packs_is_away(
     async with running(world.context(settings=settings)) as engine:
         await engine.committer.take_epoch()
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(engine.committer.watch.run)
             nursery.start_soon(engine.committer.run)
             with trio.move_on_after(120) as scope:
                 for number in range(30):
@@ -212,6 +215,62 @@ async def test_a_store_that_answers_but_takes_no_packs_is_away(
             nursery.cancel_scope.cancel()
         assert not scope.cancelled_caught, "the writer waits for ever"
         assert engine.ctx.metrics.local_cuts.read()
+
+
+@dataclass
+class Weather:
+    """What a store does in bad weather: transfers fail, questions are answered, or nothing is."""
+
+    failures_left: int = 0
+    answers: bool = True
+
+
+class WeatherStore(CountingStore):
+    """A store in bad weather."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        super().__init__(clock=clock)
+        self.weather = Weather()
+
+    def write(
+        self,
+        path: str,
+        data: bytes | bytearray | memoryview,
+        *,
+        if_absent: bool = False,
+        storage_class: str = "",
+    ) -> FileMeta:
+        if path.startswith(PACK_PREFIX) and self.weather.failures_left:
+            self.weather.failures_left -= 1
+            raise Unavailable("injected: the line broke")
+        return super().write(path, data, if_absent=if_absent, storage_class=storage_class)
+
+    def stat(self, path: str) -> FileMeta:
+        if not self.weather.answers:
+            raise Unavailable("injected: the store is away")
+        return super().stat(path)
+
+
+@pytest.mark.parametrize(("answers", "cuts"), [(True, 0), (False, 1)])
+async def test_a_commit_is_given_up_only_if_the_store_answers_no_question(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, answers: bool, cuts: int
+) -> None:
+    """In weather that stays bad the store would be minutes behind, for what it was sent is lost."""
+    del autojump_clock
+    world = World(tmp_path)
+    world.store = store = WeatherStore(clock=lambda: world.runtime.now_ns)
+    async with running(world.context(settings=engine_settings(local_cut_bytes=MIB))) as engine:
+        await engine.committer.take_epoch()
+        await write_file(engine, b"file", os.urandom(5 * MIB))
+        store.weather = Weather(failures_left=12, answers=answers)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(engine.committer.watch.run)
+            with trio.move_on_after(120):
+                while not engine.state.committed.head.seq > 1:
+                    await engine.committer.commit_once()
+            nursery.cancel_scope.cancel()
+        assert bool(engine.ctx.metrics.local_cuts.read()) == bool(cuts)
+        assert answers == (engine.state.committed.head.seq > 1)
 
 
 async def test_what_is_written_during_a_local_cut_makes_the_next_one_due(

@@ -21,7 +21,8 @@ from s3fs_banyan.commit.committer import (
     FP_UPLOADED,
 )
 from s3fs_banyan.commit.context import Context
-from s3fs_banyan.commit.sealing import CommitBody, SealedPack, Sealing, SealJob
+from s3fs_banyan.commit.seal_job import CommitBody, SealedPack, SealJob
+from s3fs_banyan.commit.sealing import Sealing
 from s3fs_banyan.commit.worker import InlineWorker, Worker, WorkerDied
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import Unavailable

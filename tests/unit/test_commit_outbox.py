@@ -16,7 +16,7 @@ from s3fs_banyan.app.engine import Engine
 from s3fs_banyan.commit import sealing
 from s3fs_banyan.commit.outbox import Outbox, PackedChunk, PackRecord
 from s3fs_banyan.commit.pack_reading import read_pack
-from s3fs_banyan.commit.sealing import SealedPack
+from s3fs_banyan.commit.seal_job import SealedPack
 from s3fs_banyan.commit.worker import InlineWorker, Worker
 from s3fs_banyan.errors import Corrupt, Unavailable, UnsupportedVersion
 from s3fs_banyan.format.checksum import sha256_hex

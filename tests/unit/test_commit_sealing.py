@@ -12,9 +12,12 @@ import trio.testing
 
 from s3fs_banyan import gentle_io
 from s3fs_banyan.commit.pack_buffers import PackBuffer
+from s3fs_banyan.errors import Unavailable
 from s3fs_banyan.format.checksum import Bytes
+from s3fs_banyan.format.keys import PACK_PREFIX
 from s3fs_banyan.journal import segment
 from s3fs_banyan.journal.disk import DiskFile
+from s3fs_banyan.remote.base import FileMeta
 from tests.unit.counting_store import CountingStore
 from tests.unit.engine_kit import World, running, write_file
 from tests.unit.process_like import drained_within, running_with_process
@@ -164,4 +167,32 @@ async def test_a_pack_that_vanished_from_the_outbox_is_sealed_again(
         host.before = remove
         assert await drained_within(engine), engine.committer.last_error
     assert gone
+    await check_elsewhere(world, FILES)
+
+
+async def test_packs_that_this_process_sent_are_not_asked_for_when_a_commit_is_begun_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """In bad weather one of many questions always fails, and no sealing would ever begin."""
+    del autojump_clock
+    world.store = store = CountingStore(clock=lambda: world.runtime.now_ns)
+    stat = store.stat
+
+    def fails(path: str) -> FileMeta:
+        if path.startswith(PACK_PREFIX):
+            raise Unavailable("injected: bad weather")
+        return stat(path)
+
+    async with running_with_process(world.context(), monkeypatch) as (engine, _):
+        await fill(engine)
+        committer = engine.committer
+        cut = await committer._cut()
+        await engine.state.journal.wait_synced(cut.op_seq)
+        await committer._seal_and_upload(cut, await committer._delta(cut))
+        await committer._give_up_cut(cut, "for the test")
+        monkeypatch.setattr(store, "stat", fails)
+        with trio.move_on_after(60):
+            await committer.commit_once()
+        assert engine.ctx.metrics.packs_reused.read() == 4
+        assert engine.state.committed.head.seq == 2
     await check_elsewhere(world, FILES)

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from s3fs_banyan.app.mount import _drain
-from s3fs_banyan.commit.sealing import SealJob
+from s3fs_banyan.commit.seal_job import SealJob
 from s3fs_banyan.errors import BanyanFSError
 from s3fs_banyan.format.keys import PACK_PREFIX, pack_key
 from s3fs_banyan.journal.segment import JournalSettings

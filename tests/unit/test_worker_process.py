@@ -20,7 +20,7 @@ import trio
 import trio.testing
 
 from s3fs_banyan.commit import worker as worker_module
-from s3fs_banyan.commit.sealing import SealedPack, SealingLost, SealJob
+from s3fs_banyan.commit.seal_job import SealedPack, SealingLost, SealJob
 from s3fs_banyan.commit.worker import WorkerDied, WorkerProcess
 from s3fs_banyan.commit.worker_main import WorkerServer
 from s3fs_banyan.data.cache import DiskBlockCache
