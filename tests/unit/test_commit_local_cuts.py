@@ -6,8 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from s3fs_banyan.commit.context import EngineSettings
 from s3fs_banyan.commit.cut import CutTaken
 from s3fs_banyan.commit.seal_job import LocalBody
 from s3fs_banyan.errors import Corrupt, ExitCode, Refused, Unavailable
-from s3fs_banyan.format.keys import LOG_PREFIX, PACK_PREFIX
+from s3fs_banyan.format.keys import LOG_PREFIX
 from s3fs_banyan.journal.disk import RealDisk
 from s3fs_banyan.journal.segment import JournalSettings
 from s3fs_banyan.meta import database
@@ -217,54 +216,30 @@ async def test_a_store_that_answers_but_takes_no_packs_is_away(
         assert engine.ctx.metrics.local_cuts.read()
 
 
-@dataclass
-class Weather:
-    """What a store does in bad weather: transfers fail, questions are answered, or nothing is."""
-
-    failures_left: int = 0
-    answers: bool = True
-
-
-class WeatherStore(CountingStore):
-    """A store in bad weather."""
-
-    def __init__(self, clock: Callable[[], int]) -> None:
-        super().__init__(clock=clock)
-        self.weather = Weather()
-
-    def write(
-        self,
-        path: str,
-        data: bytes | bytearray | memoryview,
-        *,
-        if_absent: bool = False,
-        storage_class: str = "",
-    ) -> FileMeta:
-        if path.startswith(PACK_PREFIX) and self.weather.failures_left:
-            self.weather.failures_left -= 1
-            raise Unavailable("injected: the line broke")
-        return super().write(path, data, if_absent=if_absent, storage_class=storage_class)
-
-    def stat(self, path: str) -> FileMeta:
-        if not self.weather.answers:
-            raise Unavailable("injected: the store is away")
-        return super().stat(path)
-
-
-@pytest.mark.parametrize(("answers", "cuts"), [(True, 0), (False, 1)])
+@pytest.mark.parametrize(("kind", "cuts"), [(CountingStore, 0), (LossyStore, 1)])
 async def test_a_commit_is_given_up_only_if_the_store_answers_no_question(
-    tmp_path: Path, autojump_clock: trio.testing.MockClock, answers: bool, cuts: int
+    tmp_path: Path,
+    autojump_clock: trio.testing.MockClock,
+    kind: type[CountingStore],
+    cuts: int,
 ) -> None:
     """In weather that stays bad the store would be minutes behind, for what it was sent is lost."""
     del autojump_clock
     world = World(tmp_path)
-    world.store = store = WeatherStore(clock=lambda: world.runtime.now_ns)
+    world.store = store = kind(clock=lambda: world.runtime.now_ns)
+    answers = kind is CountingStore
     async with running(world.context(settings=engine_settings(local_cut_bytes=MIB))) as engine:
         await engine.committer.take_epoch()
         await write_file(engine, b"file", os.urandom(5 * MIB))
-        store.weather = Weather(failures_left=12, answers=answers)
+        store.is_away = True
+
+        async def clear_up() -> None:
+            await trio.sleep(20)
+            store.is_away = not answers
+
         async with trio.open_nursery() as nursery:
             nursery.start_soon(engine.committer.watch.run)
+            nursery.start_soon(clear_up)
             with trio.move_on_after(120):
                 while not engine.state.committed.head.seq > 1:
                     await engine.committer.commit_once()
