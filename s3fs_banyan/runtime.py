@@ -49,8 +49,9 @@ class Runtime(Protocol):
     async def in_thread(self, fn: Callable[[*Ts], T], *args: *Ts, pool: str = "disk") -> T:
         """Run `fn(*args)` in a worker thread of the named pool and return its result.
 
-        Pools (`disk`, `store`, `cpu`, `fsync`) have separate limits, so that a slow store cannot
-        starve an fsync. Cancelling waits for the thread: a write is never abandoned.
+        Pools (`disk`, `store`, `cpu`, `fsync`, `question`) have separate limits, so that a slow
+        store can starve neither an fsync nor the question whether it is there. Cancelling waits
+        for the thread: a write is never abandoned.
         """
         ...
 
@@ -81,6 +82,7 @@ class RealRuntime:
             "store": trio.CapacityLimiter(24),
             "cpu": trio.CapacityLimiter(2),
             "fsync": trio.CapacityLimiter(1),
+            "question": trio.CapacityLimiter(6),
         }
         name, _, nth = (failpoint or "").partition(":")
         self._failpoint = name

@@ -3,6 +3,10 @@
 Attempts that fail do not tell it: in bad weather whole transfers break for minutes while the
 store answers, and a commit goes on where it was. A store that does not answer the cheapest
 question in time is away, and who holds bytes for it must look for room elsewhere.
+
+One question is not evidence either: in the same weather it may be the one that is stalled. So
+another is asked beside those that are open, and each is a single attempt, past retries and their
+waits, past the queue for slots, in threads of its own.
 """
 
 from __future__ import annotations
@@ -13,10 +17,14 @@ from typing import Final
 import trio
 
 from s3fs_banyan.commit.context import Context
-from s3fs_banyan.errors import ObjectMissing, StoreError, Unavailable
+from s3fs_banyan.errors import ObjectMissing, StoreError, Throttled, Unavailable
 from s3fs_banyan.format.keys import WRITER
+from s3fs_banyan.remote.layers import single_attempts
 
 _AGAIN_S: Final = 0.5
+"""So long after a question another one is asked, unless there was an answer."""
+_AT_ONCE: Final = 6
+"""Open questions: each may hold a thread until the store's time-outs end it."""
 _KNOWN_AWAY_S: Final = 1.0
 """So long an answer is waited for if the last one did not come either."""
 _LATE_S: Final = 10.0
@@ -24,49 +32,65 @@ _LATE_S: Final = 10.0
 
 
 class StoreWatch:
-    """Asks while somebody wants to know, one question at a time. One event loop."""
+    """Asks while somebody wants to know. One event loop."""
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
+        self._store = single_attempts(ctx.store)
         self._waiting: set[trio.Event] = set()
         self._wanted = trio.Event()
+        self._open = 0
+        self._answered = trio.Event()
         self._failure: StoreError | None = None
         self._is_away = False
         self._late_s = -math.inf
-        """When an answer came that nobody waited for any more."""
+        """When an answer of a store that was away came, for which nobody waited any more."""
 
     async def run(self) -> None:
-        """Ask for as long as somebody waits for an answer; ends only by cancellation."""
-        while True:
-            if not self._waiting:
-                await self._wanted.wait()
-            self._wanted = trio.Event()
-            try:
-                await self._ask()
-            except StoreError as error:
-                self._failure = error
-                await trio.sleep(_AGAIN_S)
-                continue
-            self._failure, self._is_away = None, False
-            if not self._waiting:
-                self._late_s = trio.current_time()
-            for answered in self._waiting:
-                answered.set()
-            self._waiting.clear()
+        """Ask for as long as somebody waits for an answer; ends only by cancellation.
+
+        Cancelling waits for the questions that are open.
+        """
+        async with trio.open_nursery() as nursery:
+            while True:
+                if not self._waiting:
+                    await self._wanted.wait()
+                self._wanted = trio.Event()
+                self._answered = trio.Event()
+                if self._open < _AT_ONCE:
+                    self._open += 1
+                    nursery.start_soon(self._ask)
+                with trio.move_on_after(_AGAIN_S):
+                    await self._answered.wait()
 
     async def _ask(self) -> None:
-        """Ask the cheapest question there is; any answer will do."""
+        """Ask the cheapest question there is, once; tell who waits if there is an answer."""
         try:
-            await self._ctx.runtime.in_thread(self._ctx.store.stat, WRITER, pool="store")
-        except ObjectMissing:
-            return
+            await self._ctx.runtime.in_thread(self._store.stat, WRITER, pool="question")
+        except (ObjectMissing, Throttled):
+            self._note_answer()  # a store that has no such object, or is busy, is there
+        except StoreError as error:
+            self._failure = error
+        else:
+            self._note_answer()
+        finally:
+            self._open -= 1
+
+    def _note_answer(self) -> None:
+        if self._is_away and not self._waiting:
+            self._late_s = trio.current_time()
+        self._failure, self._is_away = None, False
+        self._answered.set()
+        for answered in self._waiting:
+            answered.set()
+        self._waiting.clear()
 
     async def expect_answer(self, within_s: float) -> None:
         """Return when the store has answered; raise `StoreError` if it has not after `within_s`.
 
         A store that is known to be away is given a second only: the caller has other things to
-        do, and asks again. Safe to cancel; a question that was asked goes on, and whoever asks
-        next waits for the same one.
+        do, and asks again. Safe to cancel; questions that were asked go on, and whoever asks
+        next waits for the same ones.
         """
         if trio.current_time() - self._late_s < _LATE_S:
             self._late_s = -math.inf
@@ -75,13 +99,14 @@ class StoreWatch:
         answered = trio.Event()
         self._waiting.add(answered)
         self._wanted.set()
+        limit_s = min(within_s, _KNOWN_AWAY_S) if self._is_away else within_s
         try:
-            with trio.move_on_after(min(within_s, _KNOWN_AWAY_S) if self._is_away else within_s):
+            with trio.move_on_after(limit_s):
                 await answered.wait()
                 return
         finally:
             self._waiting.discard(answered)
         self._is_away = True
         raise self._failure or Unavailable(
-            f"{self._ctx.store.url}: no answer to a question for {within_s:.0f} s"
+            f"{self._ctx.store.url}: no answer to {self._open} questions in {limit_s:.0f} s"
         )

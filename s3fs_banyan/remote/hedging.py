@@ -86,6 +86,8 @@ class _Attempts:
 class HedgeLayer(_Layer):
     """Gives stalled requests up and asks for slow small reads twice; safe for threads."""
 
+    repeats_or_delays = True
+
     def __init__(
         self,
         inner: RemoteFileSystem,

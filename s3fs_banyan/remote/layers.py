@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final, Protocol, TypeVar, cast
+from typing import ClassVar, Final, Protocol, TypeVar, cast
 
 from s3fs_banyan.errors import (
     AlreadyExists,
@@ -38,7 +38,14 @@ from s3fs_banyan.runtime import monotonic_s, random_unit, sleep_blocking
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-__all__ = ["OUTCOMES", "REPEATABLE_VERBS", "MeterLayer", "RequestObserver", "RetryLayer"]
+__all__ = [
+    "OUTCOMES",
+    "REPEATABLE_VERBS",
+    "MeterLayer",
+    "RequestObserver",
+    "RetryLayer",
+    "single_attempts",
+]
 
 RETRY_CAP_S: Final = RULES[Unavailable].cap_s
 
@@ -73,6 +80,9 @@ class RetryObserver(Protocol):
 
 class _Layer:
     """Forwards everything to the inner store through `_call`, which a layer replaces."""
+
+    repeats_or_delays: ClassVar[bool] = False
+    """A call may be more than one attempt, or an attempt that is not made at once."""
 
     def __init__(self, inner: RemoteFileSystem) -> None:
         self._inner = inner
@@ -185,6 +195,8 @@ class RetryLayer(_Layer):
     until one succeeds: whoever waits for the store (the committer, a read, a mount that goes on
     from its local state) does so above this layer, and need not wait twice.
     """
+
+    repeats_or_delays = True
 
     def __init__(
         self,
@@ -355,3 +367,10 @@ def multipart_of(store: RemoteFileSystem) -> MultipartStore:
     if not store.capabilities.multipart:
         raise Misconfigured(f"{store.url}: this store takes no multipart uploads")
     return cast("MultipartStore", store)
+
+
+def single_attempts(store: RemoteFileSystem) -> RemoteFileSystem:
+    """Return the store below retry, pacing and hedging: a call is one attempt, made at once."""
+    while isinstance(store, _Layer) and store.repeats_or_delays:
+        store = store.inner
+    return store

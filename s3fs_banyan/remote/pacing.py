@@ -56,6 +56,8 @@ class _Waiter:
 class PacingLayer(_Layer):
     """Keeps requests in flight below the limits of a `Pacer`; safe for threads."""
 
+    repeats_or_delays = True
+
     def __init__(
         self,
         inner: RemoteFileSystem,

@@ -120,7 +120,7 @@ class SimRuntime:
         luck = self._rng.random()
         if luck < 0.6:
             return 0.0
-        return self._rng.expovariate(1.0) * (0.2 if pool == "store" else 0.01)
+        return self._rng.expovariate(1.0) * (0.2 if pool in {"store", "question"} else 0.01)
 
     async def _pass(self, delay_s: float) -> None:
         if delay_s:

@@ -31,8 +31,11 @@ from s3fs_banyan.remote.layers import (
     RetryLayer,
     T,
     _Layer,
+    single_attempts,
 )
 from s3fs_banyan.remote.memory import MemoryStore
+from s3fs_banyan.remote.open import paced
+from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.retry_table import REASONS, RULES, render
 
 VERBS: dict[str, Callable[[_Layer], object]] = {
@@ -376,6 +379,20 @@ def test_each_attempt_below_a_retry_is_told() -> None:
     seen = Seen()
     World().retry(MeterLayer(Scripted(lost(), Throttled("slow")), seen)).read("x")
     assert [request[1] for request in seen.requests] == ["unavailable", "throttled", "ok"]
+
+
+def test_a_single_attempt_is_told_and_not_repeated() -> None:
+    """Whatever layers there are: retry, pacing and hedging are left out, the meter is not."""
+    options = StoreOptions()
+    for meter in (True, False):
+        seen = Seen()
+        bare = Scripted(Throttled("slow"))
+        metered = MeterLayer(bare, seen) if meter else bare
+        store = single_attempts(World().retry(paced(metered, options)))
+        with pytest.raises(Throttled):
+            store.stat("x")
+        assert [request[1] for request in seen.requests] == ["throttled"] * meter
+        assert bare.calls == ["stat"]
 
 
 def test_time_of_a_listing_is_the_store_s_and_not_its_reader_s() -> None:

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from s3fs_banyan.commit.store_watch import StoreWatch
-from s3fs_banyan.errors import ObjectMissing, StoreError, Unavailable
+from s3fs_banyan.errors import ObjectMissing, StoreError, Throttled, Unavailable
 from tests.unit.engine_kit import StepRuntime, World
 
 T = TypeVar("T")
@@ -24,13 +24,16 @@ class SlowRuntime(StepRuntime):
     """Questions take their time, or are refused."""
 
     takes_s = 0.0
+    stalled = 0
+    """So many questions, from now on, take for ever (a minute)."""
     failure: StoreError | None = None
     asked = 0
 
     async def in_thread(self, fn: Callable[[*Ts], T], *args: *Ts, pool: str = "disk") -> T:
-        del pool
+        assert pool == "question"
         self.asked += 1
-        await trio.sleep(self.takes_s)
+        self.stalled -= 1
+        await trio.sleep(60 if self.stalled >= 0 else self.takes_s)
         if self.failure is not None:
             raise self.failure
         return fn(*args)
@@ -74,15 +77,15 @@ async def test_a_question_that_stays_open_is_a_store_that_is_away(
     runtime.takes_s = 100
     async with watching(tmp_path, runtime) as watch:
         begin_s = trio.current_time()
-        with pytest.raises(Unavailable, match="no answer to a question for 5 s"):
+        with pytest.raises(Unavailable, match="no answer to 6 questions in 5 s"):
             await watch.expect_answer(5)
         assert trio.current_time() - begin_s == pytest.approx(5)
         with pytest.raises(Unavailable):
             await watch.expect_answer(5)
         assert trio.current_time() - begin_s == pytest.approx(6)
-        assert runtime.asked == 1
+        assert runtime.asked == 6  # each may hold a thread
         await trio.sleep(93.5)
-        await watch.expect_answer(5)  # the answer to the question that was open all the time
+        await watch.expect_answer(5)  # the answer to the first, which was open all the time
         assert trio.current_time() - begin_s == pytest.approx(100)
 
 
@@ -100,6 +103,46 @@ async def test_a_store_that_refuses_is_asked_again_until_the_time_is_over(
             nursery.start_soon(watch.expect_answer, 5)
             await trio.sleep(0.2)
             runtime.failure = None
+
+
+async def test_questions_that_are_stalled_are_no_evidence_if_one_beside_them_is_answered(
+    tmp_path: Path, runtime: SlowRuntime, autojump_clock: trio.testing.MockClock
+) -> None:
+    """In bad weather any single request may stand still."""
+    del autojump_clock
+    runtime.stalled = 3
+    async with watching(tmp_path, runtime) as watch:
+        begin_s = trio.current_time()
+        await watch.expect_answer(3)
+        assert trio.current_time() - begin_s == pytest.approx(1.5)
+        assert runtime.asked == 4
+        await watch.expect_answer(3)
+        assert trio.current_time() - begin_s == pytest.approx(1.5)
+
+
+async def test_a_store_that_asks_for_fewer_requests_is_there(
+    tmp_path: Path, runtime: SlowRuntime, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It is busy; the question is one attempt, so that no retry waits the storm out."""
+    del autojump_clock
+    runtime.failure = Throttled("slow down")
+    async with watching(tmp_path, runtime) as watch:
+        await watch.expect_answer(3)
+        assert runtime.asked == 1
+
+
+async def test_an_answer_to_a_store_that_was_there_counts_once(
+    tmp_path: Path, runtime: SlowRuntime, autojump_clock: trio.testing.MockClock
+) -> None:
+    """A stalled question that ends when nobody waits says nothing of later outages."""
+    del autojump_clock
+    runtime.stalled = 1
+    async with watching(tmp_path, runtime) as watch:
+        await watch.expect_answer(3)
+        await trio.sleep(60)
+        runtime.takes_s = 100
+        with pytest.raises(Unavailable):
+            await watch.expect_answer(3)
 
 
 async def test_an_answer_that_comes_between_two_waits_counts(
