@@ -75,7 +75,9 @@ class StoreError(BanyanFSError):
 
 
 class ObjectMissing(StoreError):
-    """The named object is not in the store."""
+    """The named object is not in the store; where nobody expected that, the volume is damaged."""
+
+    exit_code = ExitCode.DAMAGE
 
 
 class AlreadyExists(StoreError):

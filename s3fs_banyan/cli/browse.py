@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +30,7 @@ from s3fs_banyan.cli.options import (
     take_store,
 )
 from s3fs_banyan.cli.output import print_json, print_line, progress_bar, time_text
+from s3fs_banyan.cli.scratch import scratch_directory
 from s3fs_banyan.config import Config
 from s3fs_banyan.errors import ConfigError, ExitCode, InputOutput, UsageError
 
@@ -54,8 +54,8 @@ def view_of(url: str, config: Config) -> Iterator[View]:
         encryption = ask_passphrase(config, volume).encryption
         cipher = open_cipher(store, volume, encryption)
         with (
-            tempfile.TemporaryDirectory(prefix="s3fs-banyan-") as scratch,
-            open_view(store, volume, Path(scratch), cipher) as view,
+            scratch_directory() as scratch,
+            open_view(store, volume, scratch, cipher) as view,
         ):
             yield view
     finally:

@@ -41,7 +41,9 @@ def troubles(found: dict[str, Any]) -> list[tuple[str, str]]:
             ("bold red", f"SET ASIDE: changes never published are in {found['set_aside']}")
         )
     if found["commit"]["last_error"]:
-        lines.append(("red", f"last commit failed: {found['commit']['last_error']}"))
+        follows = found.get("role") == "follower"
+        what = "the volume cannot be followed:" if follows else "the commit waits at"
+        lines.append(("red", f"{what} {found['commit']['last_error']}"))
     if found.get("role") == "follower":
         return lines
     if found["journal"]["disk_full"]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,6 +23,7 @@ from s3fs_banyan.cli.options import (
     take_store,
 )
 from s3fs_banyan.cli.output import print_json, print_line, printable, progress_bar, size_text
+from s3fs_banyan.cli.scratch import scratch_directory
 from s3fs_banyan.errors import ExitCode
 from s3fs_banyan.format.volume import FEATURE_ENCRYPTION, VolumeDescriptor
 from s3fs_banyan.runtime import RealRuntime
@@ -131,13 +130,13 @@ def check(
         volume = read_volume(remote)
         encryption = ask_passphrase(found, volume).encryption
         cipher = open_cipher(remote, volume, encryption)
-        with tempfile.TemporaryDirectory(prefix="s3fs-banyan-") as scratch, progress_bar() as bar:
+        with scratch_directory() as scratch, progress_bar() as bar:
             task = bar.add_task("checking", total=None, detail="")
 
             def show(done: int, total: int, key: str) -> None:
                 bar.update(task, completed=done, total=total, detail=key)
 
-            run = Check(remote, volume, Path(scratch), cipher, show)
+            run = Check(remote, volume, scratch, cipher, show)
             findings = []
             for finding in run.run():
                 findings.append(finding)

@@ -182,9 +182,27 @@ class CommitLog:
     def load(self, path: Path, *, vfs: str | None, volume: VolumeDescriptor) -> Committed:
         """Make committed.db from the newest checkpoint that is whole, and the commits behind it.
 
-        Raises the last checkpoint's error if none is whole although some exist, and
-        `LocalDiskFull` and `OSError`.
+        A writer may reclaim what is being loaded: then it has made a newer checkpoint first, from
+        which this begins again. Raises the last checkpoint's error if none is whole although some
+        exist, `ObjectMissing` if a commit behind it is gone, and as `apply` does; `LocalDiskFull`
+        and `OSError`.
         """
+        for is_last in (False, False, True):
+            newest = max(self.checkpoints(), default=-1)
+            try:
+                return self._load(path, vfs=vfs, volume=volume)
+            except UnsupportedVersion:
+                raise
+            except (DataError, ObjectMissing) as error:
+                is_reclaimed = max(self.checkpoints(), default=-1) > newest
+                if is_reclaimed and not is_last:
+                    log.info("there is a newer checkpoint, loading begins again: %s", error)
+                    continue
+                raise
+        raise AssertionError("the last one returns or raises")
+
+    def _load(self, path: Path, *, vfs: str | None, volume: VolumeDescriptor) -> Committed:
+        """Load once; raises what `load` does."""
         try:
             loaded = self.load_newest(path, vfs=vfs, volume=volume)
         except UnsupportedVersion:

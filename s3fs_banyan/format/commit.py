@@ -28,7 +28,8 @@ DIGEST_BYTES: Final = 32
 NO_DIGEST: Final = bytes(DIGEST_BYTES)
 """Predecessor of the first commit of a volume."""
 KEPT_MAX: Final = 4096
-_INT64_MAX: Final = (1 << 63) - 1
+_NUMBERS_MAX: Final = (1 << 63) - (1 << 32)
+"""What a database can hold, and room for what follows it: each commit counts on by one at least."""
 """The largest number that committed.db can hold."""
 _NO_HASH: Final = bytes(64)
 _HEX: Final = frozenset(b"0123456789abcdef")
@@ -79,7 +80,7 @@ def encode_footer(footer: CommitFooter, cipher: Cipher | None = None) -> bytes:
         raise ValueError("writer id of 16 bytes and digest of 32 bytes expected")
     if len(footer.kept) > KEPT_MAX:
         raise ValueError(f"{len(footer.kept)} kept commits, at most {KEPT_MAX} fit")
-    if not _fits(footer.seq, footer.epoch, footer.op_seq, footer.dense_from):
+    if not _fits(footer.seq, footer.epoch, footer.op_seq, footer.dense_from, footer.time_ns):
         raise ValueError(f"expected numbers that committed.db can hold, not those of {footer}")
     if cipher is None:
         return _with_tail(_body(footer, footer.chain), COMMIT_VERSION)
@@ -88,8 +89,8 @@ def encode_footer(footer: CommitFooter, cipher: Cipher | None = None) -> bytes:
     return _with_tail(_body(footer, hidden) + mac, COMMIT_VERSION_ENCRYPTED)
 
 
-def _fits(seq: int, epoch: int, op_seq: int, dense_from: int) -> bool:
-    return max(seq, op_seq, dense_from) <= _INT64_MAX and epoch <= EPOCH_MAX
+def _fits(seq: int, epoch: int, op_seq: int, dense_from: int, time_ns: int) -> bool:
+    return max(seq, op_seq, dense_from, time_ns) < _NUMBERS_MAX and epoch <= EPOCH_MAX
 
 
 def _body(footer: CommitFooter, chain: int) -> bytes:
@@ -162,7 +163,7 @@ def _decode(commit: Bytes, key: str) -> tuple[CommitFooter, bytes]:
     predecessor, chain, op_seq, time_ns, dense_from, inline, delta, placements = middle
     if inline + delta + placements + length != len(commit):
         raise Corrupt("commit", key, "its sections do not add up to its size")
-    if not _fits(seq, epoch, op_seq, dense_from):
+    if not _fits(seq, epoch, op_seq, dense_from, time_ns):
         raise Corrupt("commit", key, "its numbers are out of range")
     if delta_hash != _NO_HASH and not _HEX.issuperset(delta_hash):
         raise Corrupt("commit", key, "delta_hash is no SHA-256")

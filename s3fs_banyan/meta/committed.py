@@ -503,7 +503,7 @@ def open_committed(path: Path, *, vfs: str | None, volume_id: str) -> Committed:
 
 
 def create_committed(path: Path, *, vfs: str | None, volume: VolumeDescriptor) -> Committed:
-    """Make committed.db of a new volume, before its first commit (seq 0).
+    """Make committed.db of a new volume, before its first commit (seq 0), over what is there.
 
     Raises `LocalDiskFull` and `OSError`.
     """
@@ -512,6 +512,7 @@ def create_committed(path: Path, *, vfs: str | None, volume: VolumeDescriptor) -
 
 
 def _create_committed(path: Path, *, vfs: str | None, volume: VolumeDescriptor) -> Committed:
+    _empty(path, vfs=vfs)
     writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
     writer.execute("BEGIN IMMEDIATE").fetchall()
     make_genesis(writer, volume)
@@ -547,16 +548,29 @@ def restore_committed(
         _check_pack_keys(source, "checkpoint", key)
         plain = apsw.Connection(str(source), flags=apsw.SQLITE_OPEN_READONLY)
         try:
-            writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
-            try:
-                with writer.backup("main", plain, "main") as backup:
-                    while not backup.done:
-                        backup.step(1024)
-            finally:
-                writer.close()
+            _replace(path, plain, vfs=vfs)
         finally:
             plain.close()
     return open_committed(path, vfs=vfs, volume_id=volume_id)
+
+
+def _empty(path: Path, *, vfs: str | None) -> None:
+    """Leave nothing of a database that was begun there: a state that could not be loaded."""
+    nothing = apsw.Connection(":memory:")
+    try:
+        _replace(path, nothing, vfs=vfs)
+    finally:
+        nothing.close()
+
+
+def _replace(path: Path, source: apsw.Connection, *, vfs: str | None) -> None:
+    writer = open_database(path, vfs=vfs, durable=True, cache_kib=8192)
+    try:
+        with writer.backup("main", source, "main") as backup:
+            while not backup.done:
+                backup.step(1024)
+    finally:
+        writer.close()
 
 
 def check_commit(delta: Path | None, placements: Path | None, key: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import resource
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 
 from s3fs_banyan import __version__
 from s3fs_banyan.cli import mounting
-from s3fs_banyan.cli.command import app
+from s3fs_banyan.cli.command import app, run
 from s3fs_banyan.cli.mount_options import MountOptions, parse_mount_options
 from s3fs_banyan.cli.options import settings, take_store
 from s3fs_banyan.cli.output import printable, seconds_text, size_text, time_text
@@ -227,3 +229,29 @@ def test_check_says_that_it_had_no_state_to_compare_with(tmp_path: Path) -> None
     told = json.loads(done.output)
     assert told["loaded"] is False
     assert [finding["key"] for finding in told["findings"]] == [log_key(1)]
+
+
+@pytest.mark.parametrize("command", ["ls", "check"])
+def test_a_temporary_directory_that_cannot_be_used_is_one_line(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The volume is well, and what helps is another directory."""
+    (tmp_path / "volume").mkdir()
+    url = f"file://{tmp_path / 'volume'}"
+    assert run(["mkfs", url]) == 0
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    assert run([command, url]) == ExitCode.LOCAL
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # a disk that refuses
+    try:
+        assert run([command, url]) == ExitCode.LOCAL
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert all("TMPDIR" in line for line in said)
+    assert run([command, url]) == 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,17 @@ import trio
 
 from s3fs_banyan.app.engine import Engine
 from s3fs_banyan.commit.checkpointer import Checkpointer
-from s3fs_banyan.commit.log_store import CommitLog
+from s3fs_banyan.commit.log_store import CommitLog, StoredCommit
 from s3fs_banyan.errors import (
     BanyanFSError,
     Corrupt,
-    DataError,
+    ExitCode,
     InputOutput,
     ObjectMissing,
     Refused,
     UnsupportedVersion,
 )
+from s3fs_banyan.format.checkpoint import encode_manifest
 from s3fs_banyan.format.keys import (
     CHECKPOINT_PIECE_PREFIX,
     checkpoint_key,
@@ -326,6 +329,18 @@ async def test_a_damaged_checkpoint_falls_back_to_the_older_one(world: World, wh
         assert names(other) == [b"one", b"two", b"three"]
 
 
+async def test_a_checkpoint_that_turns_out_to_be_another_leaves_nothing_behind(
+    world: World,
+) -> None:
+    """The state is made from the log then, in the place where the wrong one lies already."""
+    log = await _checkpointed(world)
+    wrong = replace(log.read_manifest(3), digest="00" * 32)
+    world.store.write(checkpoint_key(3), encode_manifest(wrong))
+    world.store.delete([checkpoint_key(2)])
+    async with running(world.context("fresh"), takeover=True) as other:
+        assert names(other) == [b"one", b"two", b"three"]
+
+
 async def test_a_checkpoint_of_a_newer_release_is_not_passed_over(world: World) -> None:
     """Going on from an older one would fold commits that this release cannot read either."""
     await _checkpointed(world)
@@ -342,8 +357,47 @@ async def test_without_any_usable_checkpoint_and_without_commit_1_nothing_is_mad
     log = await _checkpointed(world)
     keys = [meta.path for meta in world.store.list(CHECKPOINT_PIECE_PREFIX)]
     world.store.delete([*keys, log_key(1)])
-    with pytest.raises((DataError, ObjectMissing), match="checkpoint"):
+    with pytest.raises(ObjectMissing, match="no object checkpoint") as caught:
         log.load(world.root / "loaded.db", vfs=None, volume=VOLUME)
+    assert caught.value.exit_code is ExitCode.DAMAGE
+
+
+@pytest.mark.parametrize("moves", [1, 2, 3])
+async def test_a_load_that_meets_a_reclaim_begins_again_at_the_newer_checkpoint(
+    world: World, moves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was about to read is gone, and nothing is wrong with the volume."""
+    await _checkpointed(world)
+    log = CommitLog(world.store, world.root, None)
+    read, left = log.read, moves
+
+    async def move_on() -> None:
+        async with running(world.context(), takeover=True) as engine:
+            await engine.committer.take_epoch()
+            await write_file(engine, b"%d" % left, b"")
+            await engine.committer.commit_once()
+            await engine.checkpointer.write_now()
+            await write_file(engine, b"behind-%d" % left, b"")
+            await engine.committer.commit_once()
+        gone = log.sequence_numbers(0)[:-1]
+        world.store.delete([log_key(seq) for seq in gone])
+
+    def read_late(seq: int) -> StoredCommit:
+        nonlocal left
+        if left:
+            left -= 1
+            trio.from_thread.run(move_on)
+        return read(seq)
+
+    monkeypatch.setattr(log, "read", read_late)
+    load = partial(log.load, world.root / "loaded.db", vfs=None, volume=VOLUME)
+    if moves == 3:
+        with pytest.raises(ObjectMissing):
+            await trio.to_thread.run_sync(load)
+        return
+    committed = await trio.to_thread.run_sync(load)
+    assert committed.head.seq == max(log.sequence_numbers(0)) > max(log.checkpoints())
+    committed.close()
 
 
 async def test_pieces_that_did_not_change_are_not_sent_again(world: World) -> None:

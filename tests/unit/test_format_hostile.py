@@ -81,12 +81,18 @@ TRIES: Final = 800
 
 
 def sealed_footer(
-    *, epoch: int = 1, op_seq: int = 1, kept_count: int = 0, delta_hash: bytes = b""
+    *,
+    seq: int = 1,
+    epoch: int = 1,
+    op_seq: int = 1,
+    time_ns: int = 1,
+    kept_count: int = 0,
+    delta_hash: bytes = b"",
 ) -> bytes:
     """Return a commit that is a footer only, with numbers that the encoder would not take."""
     fixed = commit._FIXED.pack(
-        1, epoch, b"w" * 16, commit.SCHEMA_LEVEL, bytes(32), 1, op_seq, 1, 1, 0, 0, 0, delta_hash,
-        kept_count,
+        seq, epoch, b"w" * 16, commit.SCHEMA_LEVEL, bytes(32), 1, op_seq, time_ns, 1, 0, 0, 0,
+        delta_hash, kept_count,
     )  # fmt: skip
     return commit._with_tail(fixed, commit.COMMIT_VERSION)
 
@@ -122,6 +128,23 @@ def test_a_footer_whose_numbers_no_database_can_hold_is_corrupt(epoch: int, op_s
     """A mount that applied it would end, and so would every mount after it."""
     with pytest.raises(Corrupt, match="out of range"):
         commit.decode_footer(sealed_footer(epoch=epoch, op_seq=op_seq), "log/1")
+
+
+@pytest.mark.parametrize("number", ["seq", "op_seq", "time_ns"])
+def test_a_footer_that_leaves_no_room_for_the_next_commit_is_corrupt(number: str) -> None:
+    """The next one counts on from it: applied, this would be the volume's last commit."""
+
+    def decoded(count: int) -> commit.CommitFooter:
+        numbers = {"seq": 1, "op_seq": 1, "time_ns": 1, number: count}
+        return commit.decode_footer(
+            sealed_footer(seq=numbers["seq"], op_seq=numbers["op_seq"], time_ns=numbers["time_ns"]),
+            "log/1",
+        )
+
+    with pytest.raises(Corrupt, match="out of range"):
+        decoded((1 << 63) - 1)
+    room = (1 << 63) - (1 << 32) - 1
+    assert getattr(decoded(room), number) == room
 
 
 # --- what Snappy claims ----------------------------------------------------------------------

@@ -181,16 +181,19 @@ def test_pack_indexes_come_back(lengths: list[tuple[int, int, int]], extra: bool
     assert decode_pack_tail(given_tail, offset + len(tail), "key") == entries
 
 
+COUNTED = st.integers(0, (1 << 63) - (1 << 32) - 1)
+"""What leaves room for the commits that follow."""
+
 FOOTERS = st.builds(
     CommitFooter,
-    seq=I63,
+    seq=COUNTED,
     epoch=st.integers(0, EPOCH_MAX),
     writer=st.binary(min_size=16, max_size=16),
     predecessor=st.binary(min_size=32, max_size=32),
     chain=U64,
-    op_seq=I63,
-    time_ns=TIME,
-    dense_from=I63,
+    op_seq=COUNTED,
+    time_ns=st.integers(-(1 << 63), (1 << 63) - (1 << 32) - 1),
+    dense_from=COUNTED,
     kept=st.lists(U64, max_size=50).map(tuple),
     inline_length=st.integers(0, 30),
     delta_length=st.integers(0, 30),
@@ -222,6 +225,7 @@ def test_a_footer_that_cannot_be_read_back_is_never_written() -> None:
     for change in (
         {"writer": b"w"}, {"predecessor": b""}, {"kept": tuple(range(KEPT_MAX + 1))},
         {"seq": 1 << 63}, {"op_seq": 1 << 63}, {"dense_from": 1 << 63}, {"epoch": EPOCH_MAX + 1},
+        {"seq": (1 << 63) - (1 << 32)}, {"time_ns": (1 << 63) - 1},
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"expected|at most"):
             encode_footer(CommitFooter(**(base | change)))

@@ -65,6 +65,7 @@ def test_another_policy_stays() -> None:
 
 def test_a_machine_whose_calls_are_not_known_keeps_its_turns() -> None:
     """Niceness needs no number of a system call."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
     (shown,) = _shown(
         "import platform; machine = platform.machine\n"
         "platform.machine = lambda: 'unheard-of'\n"
@@ -72,4 +73,4 @@ def test_a_machine_whose_calls_are_not_known_keeps_its_turns() -> None:
         "platform.machine = machine; show()"
     )
     assert shown == (5, turn_ns(0))
-    assert os.getpriority(os.PRIO_PROCESS, 0) != 5
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
