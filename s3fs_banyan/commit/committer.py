@@ -312,7 +312,9 @@ class Committer:
         await trio.sleep(_RETRY_FIRST_S)
 
     async def _expect_answer(self) -> None:
-        await self.watch.expect_answer(self._ctx.settings.answer_s)
+        answer_s = self._ctx.settings.answer_s
+        await self.watch.expect_answer(answer_s, in_doubt=self._local.make_room)
+        self._local.need_no_room()
 
     async def _cut(self) -> CutTaken:
         """Step 1: the CUT record, the flip and the snapshot, in one step of the event loop."""

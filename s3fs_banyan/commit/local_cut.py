@@ -88,6 +88,18 @@ class LocalCutter:
         now_ns = self._ctx.runtime.monotonic_ns()
         return bool(state.waiting_writers) and backlog >= least and now_ns >= self._again_ns
 
+    def make_room(self) -> None:
+        """The store may be away: spare segments would lie beside all that waits for it."""
+        try:
+            self._state.journal.spares.keep_few()
+        except OSError as error:
+            log.warning("spare segments stay: %s", error)
+
+    def need_no_room(self) -> None:
+        """The store is there, so nothing piles up."""
+        if self._state.base is None:
+            self._state.journal.spares.keep_usual()
+
     async def cut(self, *, frozen: int | None, forget_gone: bool) -> bool:
         """Make a local cut; true if the journal could be freed.
 

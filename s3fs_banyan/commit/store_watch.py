@@ -12,6 +12,7 @@ waits, past the queue for slots, in threads of its own.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -25,6 +26,8 @@ _AGAIN_S: Final = 0.5
 """So long after a question another one is asked, unless there was an answer."""
 _AT_ONCE: Final = 6
 """Open questions: each may hold a thread until the store's time-outs end it."""
+_DOUBT_S: Final = 1.0
+"""After so long without an answer the store is likely to be away: three questions are open."""
 _KNOWN_AWAY_S: Final = 1.0
 """So long an answer is waited for if the last one did not come either."""
 _LATE_S: Final = 10.0
@@ -85,9 +88,12 @@ class StoreWatch:
             answered.set()
         self._waiting.clear()
 
-    async def expect_answer(self, within_s: float) -> None:
+    async def expect_answer(
+        self, within_s: float, *, in_doubt: Callable[[], None] | None = None
+    ) -> None:
         """Return when the store has answered; raise `StoreError` if it has not after `within_s`.
 
+        `in_doubt` is called after a second without an answer.
         A store that is known to be away is given a second only: the caller has other things to
         do, and asks again. Safe to cancel; questions that were asked go on, and whoever asks
         next waits for the same ones.
@@ -102,6 +108,11 @@ class StoreWatch:
         limit_s = min(within_s, _KNOWN_AWAY_S) if self._is_away else within_s
         try:
             with trio.move_on_after(limit_s):
+                with trio.move_on_after(_DOUBT_S):
+                    await answered.wait()
+                    return
+                if in_doubt is not None:
+                    in_doubt()
                 await answered.wait()
                 return
         finally:

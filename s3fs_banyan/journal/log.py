@@ -85,6 +85,7 @@ class Journal:
             settings=settings,
             runtime=runtime,
             observer=observer,
+            in_use=lambda: len(self._segments),
             on_change=self._notify,
         )
         self._disk = disk

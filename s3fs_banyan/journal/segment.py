@@ -31,7 +31,9 @@ class JournalSettings:
     sync_bytes: int = 4 << 20
     sync_interval_s: float = 1.0
     spares: int = 8
-    spares_max: int = 16
+    """Kept ready, as far as `segments` allows."""
+    segments: int = 12
+    """Files in use and spare together, where that leaves two spares: no more lie on the disk."""
     free_bytes_min: int = 256 << 20
     """Local disk space that new segments leave alone."""
 

@@ -41,13 +41,16 @@ class SpareSegments:
         settings: JournalSettings,
         runtime: Runtime,
         observer: JournalObserver,
+        in_use: Callable[[], int],
         on_change: Callable[[], None],
     ) -> None:
+        """`in_use` gives the number of segments that are no spares."""
         self._disk = disk
         self._directory = directory
         self._settings = settings
         self._runtime = runtime
         self._observer = observer
+        self._in_use = in_use
         self._on_change = on_change
         self._files: deque[Spare] = deque()
         self._nameless: deque[DiskFile] = deque()
@@ -100,7 +103,7 @@ class SpareSegments:
 
     def trim(self) -> None:
         """Remove what is more than the disk should hold."""
-        most = self._usual if self._is_lean else self._settings.spares_max
+        most = self._usual if self._is_lean else max(self._usual, self._room)
         while len(self._files) > most:
             self.remove(self._files.pop())
 
@@ -194,7 +197,12 @@ class SpareSegments:
 
     @property
     def _usual(self) -> int:
-        return min(self._settings.spares, _LEAN) if self._is_lean else self._settings.spares
+        few = min(self._settings.spares, _LEAN)
+        return few if self._is_lean else max(few, min(self._settings.spares, self._room))
+
+    @property
+    def _room(self) -> int:
+        return self._settings.segments - self._in_use()
 
     def _is_awaited(self) -> bool:
         """Tell whether somebody waits for a file, or will before one is filled."""

@@ -382,7 +382,7 @@ class Mounted:
         )
         settings = EngineSettings(
             journal=JournalSettings(
-                segment_bytes=dials.segment_bytes, sync_bytes=64 << 10, spares=2, spares_max=4
+                segment_bytes=dials.segment_bytes, sync_bytes=64 << 10, spares=2, segments=5
             ),
             local_cut_bytes=dials.local_cut_bytes,
             answer_s=dials.commit_interval_s,

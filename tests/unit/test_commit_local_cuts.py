@@ -354,6 +354,38 @@ async def test_spare_segments_go_before_base_packs_come(
         assert left == [2]
 
 
+async def test_spare_segments_go_when_the_store_is_in_doubt_and_come_back_with_its_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Until an absence is certain the journal grows beside them, and nothing has died yet."""
+    del autojump_clock
+    journal = JournalSettings(segment_bytes=MIB, spares=8, free_bytes_min=0)
+    in_thread = world.runtime.in_thread
+
+    async def slowly(fn: Any, *args: Any, pool: str = "disk") -> Any:  # noqa: ANN401
+        if pool == "question":
+            await trio.sleep(2.0)
+        return await in_thread(fn, *args, pool=pool)
+
+    monkeypatch.setattr(world.runtime, "in_thread", slowly)
+    async with (
+        running(world.context(settings=engine_settings(journal=journal))) as engine,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(engine.committer.watch.run)
+        spares = engine.state.journal.spares
+        await spares.wait_for(8)
+        async with trio.open_nursery() as asking:
+            asking.start_soon(engine.committer._expect_answer)
+            await trio.sleep(0.9)
+            assert len(spares) == 8
+            await trio.sleep(0.2)
+            assert len(spares) == 2
+        await trio.sleep(60)
+        assert len(spares) == 8
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_base_that_cannot_be_read_just_now_refuses_the_mount(
     world: World, store: LossyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 from s3fs_banyan.journal.replay import ReplayEnd, replay, segment_files
+from tests.unit.engine_kit import SECOND_NS
 from tests.unit.journal_kit import DIRECTORY, SEGMENT, VOLUME_ID, Bench, write
 
 
@@ -102,7 +103,7 @@ async def test_what_is_too_many_goes_in_the_background(
             await trio.sleep(1)
         spares.trim()
         gone = files.keys() - bench.disk.files.keys()
-        assert len(gone) == 30 - bench.settings.spares_max
+        assert len(gone) == 30 - (bench.settings.segments - 1)
         assert not any(files[path].is_freed for path in gone)
         if when == "before it runs":
             nursery.start_soon(spares.run)
@@ -183,6 +184,35 @@ async def test_a_rewrite_that_waits_for_room_leaves_the_processor_alone(
         await trio.sleep(60)
         nursery.cancel_scope.cancel()
     assert 30 <= looks <= 70
+
+
+async def test_files_in_use_and_spare_together_are_bounded_and_used_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Spares lie on the disk beside what waits for the store; a rhythm makes and removes none."""
+    del autojump_clock
+    bench = Bench(spares=8, segments=12)
+    journal = bench.begin(spares=8)
+    written = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.spares.run)
+        for in_use in (4, 10, 10, 14, 3, 10):
+            while journal.segment_counts[0] < in_use:
+                while not journal.has_room(60_000):
+                    await journal.wait_changed()
+                written += 1
+                journal.append(write(written, 60_000))
+                bench.runtime.now_ns += SECOND_NS
+                await trio.sleep(1)
+                used, spare = journal.segment_counts
+                assert used + spare <= max(12, used + 2)
+                assert spare >= 1
+            await journal.wait_synced(written)
+            journal.recycle(written)
+            await trio.sleep(60)
+            assert journal.segment_counts == (1, 11)
+        nursery.cancel_scope.cancel()
+    assert journal.spares._last_slot == 16, "files were made and removed in turn"
 
 
 async def test_a_segment_that_cannot_be_removed_keeps_its_bytes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple
@@ -118,6 +118,27 @@ async def test_questions_that_are_stalled_are_no_evidence_if_one_beside_them_is_
         assert runtime.asked == 4
         await watch.expect_answer(3)
         assert trio.current_time() - begin_s == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(("takes_s", "doubts"), [(0.9, 0), (1.1, 1), (9, 1)])
+async def test_whoever_waits_can_do_something_when_doubt_begins(
+    tmp_path: Path,
+    runtime: SlowRuntime,
+    autojump_clock: trio.testing.MockClock,
+    takes_s: float,
+    doubts: int,
+) -> None:
+    """What makes room takes time, and the answer may come after all."""
+    del autojump_clock
+    runtime.takes_s = takes_s
+    seen: list[float] = []
+    async with watching(tmp_path, runtime) as watch:
+        begin_s = trio.current_time()
+        with nullcontext() if takes_s < 3 else pytest.raises(Unavailable):
+            await watch.expect_answer(
+                3, in_doubt=lambda: seen.append(trio.current_time() - begin_s)
+            )
+    assert seen == [pytest.approx(1)] * doubts
 
 
 async def test_a_store_that_asks_for_fewer_requests_is_there(
