@@ -45,6 +45,7 @@ class StoreWatch:
         self._open = 0
         self._answered = trio.Event()
         self._failure: StoreError | None = None
+        """How a question of those that are waited for just now was refused last."""
         self._is_away = False
         self._late_s = -math.inf
         """When an answer of a store that was away came, for which nobody waited any more."""
@@ -58,6 +59,7 @@ class StoreWatch:
             while True:
                 if not self._waiting:
                     await self._wanted.wait()
+                    self._failure = None
                 self._wanted = trio.Event()
                 self._answered = trio.Event()
                 if self._open < _AT_ONCE:

@@ -29,8 +29,7 @@ NO_DIGEST: Final = bytes(DIGEST_BYTES)
 """Predecessor of the first commit of a volume."""
 KEPT_MAX: Final = 4096
 _NUMBERS_MAX: Final = (1 << 63) - (1 << 32)
-"""What a database can hold, and room for what follows it: each commit counts on by one at least."""
-"""The largest number that committed.db can hold."""
+"""Below what committed.db can hold: the commits that follow count on from it."""
 _NO_HASH: Final = bytes(64)
 _HEX: Final = frozenset(b"0123456789abcdef")
 

@@ -105,6 +105,21 @@ async def test_a_store_that_refuses_is_asked_again_until_the_time_is_over(
             runtime.failure = None
 
 
+async def test_a_refusal_of_an_earlier_outage_is_not_told_again(
+    tmp_path: Path, runtime: SlowRuntime, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Whoever reads the log looks for what is wrong now."""
+    del autojump_clock
+    runtime.failure = Unavailable("connection refused")
+    async with watching(tmp_path, runtime) as watch:
+        with pytest.raises(Unavailable, match="connection refused"):
+            await watch.expect_answer(3)
+        await trio.sleep(60)
+        runtime.takes_s = 100
+        with pytest.raises(Unavailable, match="no answer to"):
+            await watch.expect_answer(3)
+
+
 async def test_questions_that_are_stalled_are_no_evidence_if_one_beside_them_is_answered(
     tmp_path: Path, runtime: SlowRuntime, autojump_clock: trio.testing.MockClock
 ) -> None:
