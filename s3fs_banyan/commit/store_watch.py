@@ -69,9 +69,13 @@ class StoreWatch:
                     await self._answered.wait()
 
     async def _ask(self) -> None:
-        """Ask the cheapest question there is, once; tell who waits if there is an answer."""
+        """Read the smallest object there is, once; tell who waits if there is an answer.
+
+        Not its metadata: a HEAD has no body, so a 503 does not tell a store that is busy from
+        a proxy whose store is away.
+        """
         try:
-            await self._ctx.runtime.in_thread(self._store.stat, WRITER, pool="question")
+            await self._ctx.runtime.in_thread(self._store.read, WRITER, pool="question")
         except (ObjectMissing, Throttled):
             self._note_answer()  # a store that has no such object, or is busy, is there
         except StoreError as error:

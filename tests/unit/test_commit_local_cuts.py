@@ -61,6 +61,8 @@ class LossyStore(CountingStore):
         return super().stat(path)
 
     def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        if self.is_away:
+            raise Unavailable("injected: the store is away")
         data = bytes(super().read(path, offset=offset, length=length))
         if self.flips and path.startswith(LOG_PREFIX):
             self.flips = False

@@ -14,6 +14,8 @@ import trio.testing
 
 from s3fs_banyan.commit.store_watch import StoreWatch
 from s3fs_banyan.errors import ObjectMissing, StoreError, Throttled, Unavailable
+from s3fs_banyan.remote.base import FileMeta
+from s3fs_banyan.remote.memory import MemoryStore
 from tests.unit.engine_kit import StepRuntime, World
 
 T = TypeVar("T")
@@ -165,6 +167,29 @@ async def test_a_store_that_asks_for_fewer_requests_is_there(
     async with watching(tmp_path, runtime) as watch:
         await watch.expect_answer(3)
         assert runtime.asked == 1
+
+
+class BusyStore(MemoryStore):
+    """Asks for fewer requests where it can say so: an answer to a HEAD has no body."""
+
+    def stat(self, path: str) -> FileMeta:
+        raise Unavailable(f"stat {path}: 503")
+
+    def read(self, path: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        raise Throttled(f"read {path} {offset} {length}: SlowDown")
+
+
+async def test_a_store_that_is_busy_is_asked_what_it_can_say_so_to(
+    tmp_path: Path, runtime: SlowRuntime, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Else a throttle storm would be an absence."""
+    del autojump_clock
+    context = replace(World(tmp_path).context(), runtime=runtime, store=BusyStore(clock=lambda: 0))
+    watch = StoreWatch(context)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch.run)
+        await watch.expect_answer(3)
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_answer_to_a_store_that_was_there_counts_once(
