@@ -364,6 +364,7 @@ class Sealing:
                     # It stays where it is: `check` and a read of it will name it. A store that
                     # does not answer now may do so at the next commit, which need not wait.
                     if not (isinstance(error, StoreError) and error.retryable):
+                        log.warning("chunk %d stays where it is: %s", item.chunk, error)
                         self._unmovable.add(item.source_key)
                     continue
                 self._damaged.append(item.chunk)
@@ -417,7 +418,7 @@ class Sealing:
             rereads.note(stored)
             try:
                 self._check_moved(item, stored)
-            except Corrupt:
+            except (Corrupt, UnsupportedVersion):  # a flip in the version's own bits, too
                 if rereads.prove_damage():
                     raise
             else:
