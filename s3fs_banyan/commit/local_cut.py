@@ -186,18 +186,24 @@ class LocalCutter:
     async def _delta(
         self, cut: CutTaken, base: Base, frozen: int | None, *, forget_gone: bool
     ) -> DeltaCounts:
-        # Between two cuts no more dies than that many bytes, and to free these from packs of
-        # which a third is dead takes moving twice as many: none are left over for long.
-        moved_bytes_max = 2 * self._ctx.settings.local_cut_bytes
-
         def write() -> DeltaCounts:
             counts = write_local_delta(cut.snapshot, cut.flip, frozen, forget_gone=forget_gone)
             with base.view() as view:
-                holed = choose_holed(view.packs(), moved_bytes_max)
+                holed = choose_holed(view.packs(), self._moved_bytes_max(counts.chunk_bytes))
                 add_moves(view, cut.seal_db, [pack.id for pack in holed])
             return counts
 
         return await self._ctx.runtime.in_thread(write)
+
+    def _moved_bytes_max(self, young_bytes: int) -> int:
+        """Return how much may be moved by a cut that seals so many young bytes.
+
+        Between two cuts no more dies than `local_cut_bytes`, and to free these from packs of which
+        a third is dead takes moving twice as many: none are left over for long. After a burst the
+        disk holds its bytes twice already, and what is dead can wait for the next cuts.
+        """
+        least = self._ctx.settings.local_cut_bytes
+        return max(least // 2, 2 * least - max(0, young_bytes - least))
 
     async def _seal(self, cut: CutTaken, base: Base) -> LocalBody:
         ctx, state = self._ctx, self._state
