@@ -83,6 +83,8 @@ class Engine:
         self.stored = StoredByClass(state)
         self.service_failures: list[str] = []
         """Services that ended by an exception, each one a defect of ours."""
+        self._heartbeat = trio.Lock()
+        self._has_left = False
 
     def start(self, nursery: trio.Nursery) -> None:
         """Start the services in `nursery`."""
@@ -194,7 +196,9 @@ class Engine:
 
     async def _beat(self) -> None:
         """Write the heartbeat: before the mount answers first, or two would not see each other."""
-        if self.committer.has_epoch:
+        async with self._heartbeat:
+            if not self.committer.has_epoch or self._has_left:
+                return
             try:
                 await self.ctx.runtime.in_thread(self._write_heartbeat, pool="store")
             except StoreError as error:
@@ -217,13 +221,18 @@ class Engine:
             self.ctx.store.delete([WRITER])
 
     async def leave(self) -> None:
-        """After a clean drain: no heartbeat, so the next machine need not wait or take over."""
+        """After a clean drain: no heartbeat, so the next machine need not wait or take over.
+
+        None is written from now on, and none is on its way when this one is removed.
+        """
         if self.state.read_only_reason or not self.committer.has_epoch:
             return
-        try:
-            await self.ctx.runtime.in_thread(self._remove_heartbeat, pool="store")
-        except (DataError, StoreError) as error:
-            log.info("the heartbeat stays: %s", error)
+        async with self._heartbeat:
+            self._has_left = True
+            try:
+                await self.ctx.runtime.in_thread(self._remove_heartbeat, pool="store")
+            except (DataError, StoreError) as error:
+                log.info("the heartbeat stays: %s", error)
 
 
 @asynccontextmanager
