@@ -48,9 +48,11 @@ def runtime() -> SlowRuntime:
 
 
 @asynccontextmanager
-async def watching(tmp_path: Path, runtime: SlowRuntime) -> AsyncIterator[StoreWatch]:
+async def watching(
+    tmp_path: Path, runtime: SlowRuntime, store: MemoryStore | None = None
+) -> AsyncIterator[StoreWatch]:
     """Give a watch that runs."""
-    watch = StoreWatch(replace(World(tmp_path).context(), runtime=runtime))
+    watch = StoreWatch(replace(World(tmp_path).context(store=store), runtime=runtime))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch.run)
         yield watch
@@ -184,12 +186,8 @@ async def test_a_store_that_is_busy_is_asked_what_it_can_say_so_to(
 ) -> None:
     """Else a throttle storm would be an absence."""
     del autojump_clock
-    context = replace(World(tmp_path).context(), runtime=runtime, store=BusyStore(clock=lambda: 0))
-    watch = StoreWatch(context)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch.run)
+    async with watching(tmp_path, runtime, BusyStore(clock=lambda: 0)) as watch:
         await watch.expect_answer(3)
-        nursery.cancel_scope.cancel()
 
 
 async def test_an_answer_to_a_store_that_was_there_counts_once(
