@@ -46,7 +46,7 @@ def engine_status(engine: Engine, url: str, mountpoint: Path, config: Config) ->
             "dirty_max_bytes": ctx.settings.dirty_bytes_max,
             "segments_used": used,
             "segments_free": free,
-            "disk_full": state.journal.spares.disk_full,
+            "disk_full": state.is_disk_full,
         },
         "local_cuts": {
             "count": state.base.head.number if state.base is not None else 0,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,8 @@ _URL = "store-url"
 _EPOCHS = "epochs.json"
 _LAST_CUT = "last-cut"
 _WRITER_BYTES: Final = 16
+_BLOCK_BYTES: Final = 512
+"""Of `st_blocks` (stat(2))."""
 _NUMBER_DIGITS_MAX: Final = 20
 """Of a number of 64 bits."""
 
@@ -79,6 +81,15 @@ class LocalDirectory:
     """Paths below the local directory of a mount."""
 
     root: Path
+
+    def waiting_packs_bytes(self) -> int:
+        """Return what packs take on the disk that wait for the store, finished or not; blocks."""
+        found = 0
+        for directory in (self.outbox, self.base_packs):
+            for path in directory.glob("*"):
+                with suppress(FileNotFoundError):  # it was sent meanwhile
+                    found += path.stat().st_blocks * _BLOCK_BYTES
+        return found
 
     @property
     def lock(self) -> Path:

@@ -85,6 +85,8 @@ class LocalCutter:
         self._backlog_after = min(self._backlog_after, backlog)
         if backlog - self._backlog_after >= least:
             return True
+        if state.is_disk_full:
+            least = min(least, self._ctx.settings.journal.segment_bytes)
         now_ns = self._ctx.runtime.monotonic_ns()
         return bool(state.waiting_writers) and backlog >= least and now_ns >= self._again_ns
 

@@ -31,9 +31,18 @@ from s3fs_banyan.commit.local_base import (
     tidy_base_packs,
 )
 from s3fs_banyan.commit.log_store import CommitLog
-from s3fs_banyan.errors import Corrupt, ExitCode, ObjectMissing, Refused, StoreError
+from s3fs_banyan.commit.space import ballast_bytes
+from s3fs_banyan.errors import (
+    Corrupt,
+    ExitCode,
+    LocalDiskFull,
+    ObjectMissing,
+    Refused,
+    StoreError,
+)
 from s3fs_banyan.journal.log import Journal
 from s3fs_banyan.journal.replay import FoundSegment, RawRecord, ReplayEnd, replay, segment_files
+from s3fs_banyan.journal.spares import LEAN
 from s3fs_banyan.meta.base import Base
 from s3fs_banyan.meta.committed import Committed, open_committed
 from s3fs_banyan.meta.live import LiveState, create_live, open_live, remove_live
@@ -420,12 +429,28 @@ def _open_live(
     journal.adopt(facts.found, used)
     journal.on_moved = live.extents.move_pieces
     try:
+        if not facts.found:
+            _check_room(ctx)
         journal.begin(live.op_seq, live.chain, facts.unsynced if whole else ())
-    except OSError:
+    except (OSError, LocalDiskFull):
         journal.close()
         live.close(keep=False)
         raise
     return live, journal, replayed
+
+
+def _check_room(ctx: Context) -> None:
+    """Raise `LocalDiskFull` where a new journal would not get the segments that it needs."""
+    settings = ctx.settings.journal
+    free = ctx.disk.free_bytes(ctx.local.root)
+    needed = (1 + LEAN) * settings.segment_bytes
+    needed += min(settings.free_bytes_least, settings.free_bytes_min)
+    if free - ballast_bytes(free) < needed:
+        raise LocalDiskFull(
+            f"the disk of {ctx.local.root} has {free >> 20} MiB free, and a new journal needs "
+            f"{-(-needed * 8 // 7) >> 20} MiB: make room, give a --cache-dir on another disk, or "
+            f"a smaller --journal-segment-size"
+        )
 
 
 def _replay_into(ctx: Context, live: LiveState, found: list[FoundSegment], end: ReplayEnd) -> int:

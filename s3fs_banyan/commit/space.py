@@ -2,7 +2,8 @@
 
 The journal's segments are made in advance, but live.db, committed.db and the outbox grow. So a
 file of bytes lies in the local directory. When the disk runs low it is given up: its room is the
-databases' then, and calls that need more space get ENOSPC until there is room for a new one.
+databases' then, and calls that need more space wait, or get ENOSPC where no commit would free
+enough, until there is room for a new one.
 """
 
 from __future__ import annotations
@@ -18,8 +19,13 @@ from s3fs_banyan.runtime import Runtime
 log = logging.getLogger(__name__)
 
 BALLAST_BYTES_MAX: Final = 64 << 20
-_LOW_BYTES: Final = 16 << 20
+LOW_BYTES: Final = 16 << 20
 _LOOK_NS: Final = 50_000_000
+
+
+def ballast_bytes(free_bytes: int) -> int:
+    """Return the size of the ballast on a disk with so much free space."""
+    return min(BALLAST_BYTES_MAX, free_bytes // 8)
 
 
 class LocalSpace:
@@ -31,10 +37,10 @@ class LocalSpace:
         self._root = root
         self._path = root / "ballast"
         self._runtime = runtime
-        self._bytes = min(BALLAST_BYTES_MAX, disk.free_bytes(root) // 8)
+        self._bytes = ballast_bytes(disk.free_bytes(root))
         self._looked_ns = 0
         self.is_low = False
-        """Nothing may grow: other files fill the disk."""
+        """Nothing may grow."""
         self._make_ballast()
 
     def look(self) -> bool:
@@ -44,15 +50,25 @@ class LocalSpace:
             return self.is_low
         self._looked_ns = now_ns
         free = self._disk.free_bytes(self._root)
-        if not self.is_low and free < _LOW_BYTES:
+        if not self.is_low and free < LOW_BYTES:
             self.is_low = True
             self._path.unlink(missing_ok=True)
-            log.error("the disk of %s is full: calls that need space get ENOSPC", self._root)
-        elif self.is_low and free > 2 * (self._bytes + _LOW_BYTES):
+            log.error("the disk of %s is full: calls that need space wait, or fail", self._root)
+        elif self.is_low and free > self._enough:
             self.is_low = False
             self._make_ballast()
             log.warning("the disk of %s has room again", self._root)
         return self.is_low
+
+    def would_do(self, freed_bytes: int) -> bool:
+        """Tell whether there were room for one more segment, if so many bytes more were free."""
+        free = self._disk.free_bytes(self._root) + freed_bytes
+        return free > (self._enough if self.is_low else LOW_BYTES)
+
+    @property
+    def _enough(self) -> int:
+        """Free bytes with which a new ballast does not make the disk low again at once."""
+        return self._bytes + 2 * LOW_BYTES
 
     def _make_ballast(self) -> None:
         """Reserve the bytes; on a file system that cannot, there is no ballast."""

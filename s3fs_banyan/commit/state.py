@@ -145,7 +145,7 @@ class EngineState:
         """Wait until an operation with so many bytes may be appended.
 
         `frees`: it frees space (unlink, truncate, rmdir) and may use the reserve. Raises
-        `NoSpace` if other files fill the local disk and no commit can free any of ours,
+        `NoSpace` if other files fill the local disk and no commit can free enough of ours,
         `ReadOnly` if the mount has become read-only. Safe to cancel.
         """
         self.check_writable()
@@ -158,17 +158,28 @@ class EngineState:
             while not self._may_append(byte_count, frees=frees):
                 self.check_writable()
                 self.request_commit()
-                full = self.journal.spares.disk_full or self.space.is_low
-                if full and not self._over_dirty_max():
+                if self.is_disk_full and not self._over_dirty_max():
                     full_since = self.commits_done if full_since < 0 else full_since
-                    if not self.online or self.commits_done > full_since + 1:
-                        raise NoSpace("the local disk is full, and no commit can free any of it")
+                    is_hopeless = not self.online and not self._fills_the_disk()
+                    if is_hopeless or self.commits_done > full_since + 1:
+                        raise NoSpace("the local disk is full, and no commit can free enough")
                 with trio.move_on_after(0.5):
                     await self.journal.wait_changed()
         finally:
             self.waiting_writers -= 1
             spent_ns = self.ctx.runtime.monotonic_ns() - begin_ns
             self.ctx.metrics.backpressure_wait_seconds.add(spent_ns / 1e9)
+
+    @property
+    def is_disk_full(self) -> bool:
+        """Whether the local disk has no room for what the journal or the databases need."""
+        return self.journal.spares.disk_full or self.space.is_low
+
+    def _fills_the_disk(self) -> bool:
+        """Whether it is our own backlog that does: that is waiting, and never an error."""
+        ours = self.journal.freeable_bytes + self.ctx.local.waiting_packs_bytes()
+        segment_bytes = self.ctx.settings.journal.segment_bytes
+        return self.space.would_do(ours - (segment_bytes if self.journal.spares.disk_full else 0))
 
     def _may_append(self, byte_count: int, *, frees: bool) -> bool:
         if not frees and (self.space.look() or self._over_dirty_max()):

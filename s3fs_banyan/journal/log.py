@@ -423,6 +423,11 @@ class Journal:
         return sum(s.end - SEGMENT_HEADER_BYTES for s in later if s is not self._current)
 
     @property
+    def freeable_bytes(self) -> int:
+        """Bytes on the disk that the next cut of everything frees: all but the current segment."""
+        return self._settings.segment_bytes * max(0, len(self._segments) - 1)
+
+    @property
     def segment_counts(self) -> tuple[int, int]:
         """(in use, spare)."""
         return len(self._segments), len(self.spares)

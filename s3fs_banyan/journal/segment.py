@@ -35,7 +35,9 @@ class JournalSettings:
     segments: int = 12
     """Files in use and spare together, where that leaves two spares: no more lie on the disk."""
     free_bytes_min: int = 256 << 20
-    """Local disk space that new segments leave alone."""
+    """Local disk space that new segments leave alone, but for the first two spares."""
+    free_bytes_least: int = 16 << 20
+    """What those two leave alone, where `free_bytes_min` is not less."""
 
 
 @dataclass(slots=True, eq=False)

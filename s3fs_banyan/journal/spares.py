@@ -22,7 +22,8 @@ from s3fs_banyan.runtime import Runtime
 _FILL_BYTES = 1 << 20
 _FILL_PAUSE_S = 0.03
 _URGENT = 2
-_LEAN = 2
+LEAN = 2
+"""How many the journal cannot do without: one to write on, one for what frees space."""
 _BUSY_NS = 200_000_000
 _AGAIN_S = 1.0
 _LOOK_S = 60.0
@@ -62,7 +63,7 @@ class SpareSegments:
         self._changed = trio.Event()
         self._is_lean = False
         self.disk_full = False
-        """No more can be made: other files fill the local disk."""
+        """Not even those can be made that the journal needs: the local disk is full."""
 
     def __len__(self) -> int:
         return len(self._files)
@@ -103,7 +104,11 @@ class SpareSegments:
 
     def trim(self) -> None:
         """Remove what is more than the disk should hold."""
-        most = self._usual if self._is_lean else max(self._usual, self._room)
+        is_tight = self._disk.free_bytes(self._directory) < self._settings.free_bytes_min
+        if is_tight or self._is_lean:
+            most = max(self._few, self._needed)
+        else:
+            most = max(self._usual, self._room)
         while len(self._files) > most:
             self.remove(self._files.pop())
 
@@ -179,25 +184,42 @@ class SpareSegments:
                     await self._wanted.wait()
                 continue
             free = self._disk.free_bytes(self._directory)
-            if free < self._settings.segment_bytes + self._settings.free_bytes_min:
-                self.disk_full = True
+            if free < self._settings.segment_bytes + self._left_alone:
+                self.disk_full = self._is_short
                 self._notify()
                 return False
             try:
                 spare = await self._make()
             except OSError as error:
                 # Any other error is a disk that cannot sync: writers wait, nobody gets ENOSPC.
-                self.disk_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+                is_full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+                self.disk_full = is_full and self._is_short
                 self._observer.journal_sync_failed(self._directory)
                 self._notify()
                 return False
             self.disk_full = False
             self.add(spare)
+        self.disk_full = False  # commits may have freed what could not be made
         return True
 
     @property
+    def _is_short(self) -> bool:
+        """Whether there are fewer than the journal cannot do without."""
+        return len(self._files) < max(self._few, self._needed)
+
+    @property
+    def _left_alone(self) -> int:
+        """Free space that the next file leaves; what the journal needs may take nearly all."""
+        most = self._settings.free_bytes_min
+        return min(most, self._settings.free_bytes_least) if self._is_short else most
+
+    @property
+    def _few(self) -> int:
+        return min(self._settings.spares, LEAN)
+
+    @property
     def _usual(self) -> int:
-        few = min(self._settings.spares, _LEAN)
+        few = self._few
         return few if self._is_lean else max(few, min(self._settings.spares, self._room))
 
     @property

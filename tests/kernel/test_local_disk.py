@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,17 +57,19 @@ def test_a_disk_filled_by_others_is_enospc_and_heals(
     volume.check()
 
 
-def test_a_disk_full_during_an_outage_harms_nothing(
+def test_a_disk_filled_by_others_during_an_outage_harms_nothing(
     make_s3_volume: MakeVolume, make_mount: MakeMount, small_disk: Path, proxy: Proxy
 ) -> None:
-    """The store is away and the disk is small: what was answered stays, the rest is ENOSPC."""
+    """The store is away and others take the disk: what was answered stays, the rest is ENOSPC."""
     volume = make_s3_volume({"commit": {"interval": "1s"}}, proxy.endpoint_url)
     mount = make_mount(volume, cache_dir=small_disk / "cache").start()
     mount.sync()
     proxy.set("refuse")
+    (mount.path / "large").touch()
+    fill(small_disk / "filler")
     written = write_until_full(mount, 128)
-    assert read_back(mount, written)
     mount.kill()
+    (small_disk / "filler").unlink()
     mount.start()
     assert read_back(mount, written)
     proxy.set("pass")
@@ -74,6 +77,39 @@ def test_a_disk_full_during_an_outage_harms_nothing(
     assert read_back(mount, written)
     mount.umount()
     volume.check()
+
+
+def test_a_disk_full_of_our_own_backlog_is_waiting(
+    make_s3_volume: MakeVolume, make_mount: MakeMount, small_disk: Path, proxy: Proxy
+) -> None:
+    """The store is away and the disk small: nobody gets an error, and all goes on afterwards."""
+    volume = make_s3_volume({"commit": {"interval": "1s"}}, proxy.endpoint_url)
+    mount = make_mount(volume, cache_dir=small_disk / "cache").start()
+    mount.sync()
+    proxy.set("refuse")
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write_pieces, mount, 128)
+        mount.wait_until(lambda: waits_for_room(mount, writer), 60, "nobody waits for room")
+        assert read_back(mount, 16 * MIB)
+        proxy.set("pass")
+        written = writer.result()
+    assert written == 128 * MIB
+    assert read_back(mount, written)
+    mount.umount()
+    volume.check()
+
+
+def write_pieces(mount: Mount, mib: int) -> int:
+    """Write so much; any error is the caller's."""
+    with (mount.path / "large").open("ab", buffering=0) as file:
+        return sum(file.write(bytes([piece % 251]) * MIB) for piece in range(mib))
+
+
+def waits_for_room(mount: Mount, writer: Future[int]) -> bool:
+    """Tell whether a write waits and the disk is full; what has ended waits no more."""
+    if writer.done():
+        pytest.fail(f"the writer has ended: {writer.result()} bytes")
+    return bool(mount.number("journal", "disk_full") and mount.status()["waiting_writers"])
 
 
 def fill(path: Path) -> None:

@@ -50,6 +50,47 @@ async def test_the_preparer_keeps_spares_ready_and_tells_of_a_full_disk(
         assert len(file.durable) == SEGMENT
 
 
+async def test_on_a_tight_disk_the_two_that_are_needed_take_nearly_all(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """With one segment and no spare nothing could be changed any more, unlink included."""
+    del autojump_clock
+    bench = Bench(spares=8, free_bytes_min=100 * SEGMENT, free_bytes_least=SEGMENT)
+    journal = bench.begin(spares=0)
+    bench.disk.free = 2 * SEGMENT
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.spares.run)
+        await trio.sleep(5)
+        assert journal.segment_counts == (1, 2)
+        assert not journal.spares.disk_full
+        bench.disk.free = 1 << 40
+        await trio.sleep(5)
+        assert journal.segment_counts == (1, 8)
+        bench.disk.free = 99 * SEGMENT
+        journal.recycle(0)
+        assert journal.segment_counts == (1, 2)
+        nursery.cancel_scope.cancel()
+
+
+async def test_spares_that_a_commit_freed_end_a_full_disk(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """`status` said so for hours, and in an outage a writer that had to wait got ENOSPC."""
+    del autojump_clock
+    bench = Bench(spares=2)
+    journal = bench.begin(spares=0)
+    bench.disk.free = SEGMENT - 1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.spares.run)
+        await trio.sleep(5)
+        assert journal.spares.disk_full
+        journal.spares.make_now()
+        journal.spares.make_now()
+        await trio.sleep(5)
+        assert not journal.spares.disk_full
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_segment_that_somebody_waits_for_is_allocated_not_filled(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
