@@ -16,6 +16,7 @@ import ctypes
 import errno
 import logging
 import os
+import re
 import select
 import socket
 import struct
@@ -28,6 +29,7 @@ from s3fs_banyan.errors import ExitCode, UsageError
 log = logging.getLogger(__name__)
 
 FSTYPE: Final = "fuse.s3fs-banyan"
+_MOUNTINFO: Final = Path("/proc/self/mountinfo")
 _MS_NOSUID: Final = 2
 _MS_NODEV: Final = 4
 _MNT_DETACH: Final = 2
@@ -171,8 +173,19 @@ def mount_source(mountpoint: Path) -> str | None:
 
 def is_mount(path: Path) -> bool:
     """Tell whether anything is mounted at exactly this path, from /proc; never touches it."""
-    lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-    return any(_unescape(line.split(" ")[4]) == str(path) for line in lines)
+    return str(path) in mounted_paths()
+
+
+def mounted_paths() -> list[str]:
+    """Return where anything is mounted, from /proc."""
+    return [_unescape(line.split(" ")[4]) for line in _mountinfo_lines()]
+
+
+def mount_owner(mountpoint: Path) -> int | None:
+    """Return the number of the user who made our mount at exactly this path, from /proc."""
+    entry = _mountinfo(mountpoint)
+    found = re.search(r"(?:^|,)user_id=(\d+)(?:,|$)", entry[2]) if entry else None
+    return int(found[1]) if found else None
 
 
 def _device_of(mountpoint: Path) -> str | None:
@@ -180,14 +193,20 @@ def _device_of(mountpoint: Path) -> str | None:
     return entry[0] if entry else None
 
 
-def _mountinfo(mountpoint: Path) -> tuple[str, str] | None:
+def _mountinfo_lines() -> list[str]:
+    """Return the lines of proc_pid_mountinfo(5); a path of anybody's is any bytes but a newline."""
+    return [line for line in os.fsdecode(_MOUNTINFO.read_bytes()).split("\n") if line]
+
+
+def _mountinfo(mountpoint: Path) -> tuple[str, str, str] | None:
+    """Return device, source and options of the file system, if it is ours."""
     wanted = str(mountpoint)
     found = None
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+    for line in _mountinfo_lines():
         left, _, right = line.partition(" - ")
         fields, tail = left.split(" "), right.split(" ")
         if _unescape(fields[4]) == wanted and tail[0] == FSTYPE:
-            found = (fields[2], _unescape(tail[1]))
+            found = (fields[2], _unescape(tail[1]), tail[2])
     return found
 
 

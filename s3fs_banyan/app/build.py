@@ -122,6 +122,7 @@ def engine_settings(config: Config) -> EngineSettings:
         local_cut_bytes=min(config.commit.local_cut_bytes, config.cache.dirty_bytes_max // 4),
         multipart=config.storage.remote.multipart,
         part_bytes=config.storage.remote.part_bytes,
+        uploads=config.storage.remote.uploads,
         dirty_bytes_max=config.cache.dirty_bytes_max,
         durability_remote=config.durability == "remote",
         capacity_bytes=config.volume.capacity_bytes,

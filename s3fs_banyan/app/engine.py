@@ -165,7 +165,8 @@ class Engine:
         metrics.recovery_lag_bytes.set(state.lag_bytes)
         metrics.recovery_lag_seconds.set(self.lag_s)
         metrics.commit_interval_seconds.set(self.committer.budget.stretched_s)
-        metrics.store_reachable.set(int(state.online))
+        if not state.online:  # otherwise each request of this process says what it met
+            metrics.store_reachable.set(0)
         metrics.backpressure_waiting_writers.set(state.waiting_writers)
         metrics.local_disk_free_bytes.set(self.ctx.disk.free_bytes(self.ctx.local.root))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -12,7 +13,7 @@ import trio
 
 from s3fs_banyan.app.control import ask, control_path
 from s3fs_banyan.errors import ExitCode, UsageError
-from s3fs_banyan.kernel import is_mount, mount_source
+from s3fs_banyan.kernel import is_mount, mount_owner, mount_source
 
 _ANSWER_S = 30.0
 
@@ -71,6 +72,12 @@ def status_of(place: Path) -> dict[str, Any]:
         return found
     if mount_source(place) is None:
         raise not_ours(place)
+    owner = mount_owner(place)
+    if owner is not None and owner != os.geteuid():
+        raise UsageError(
+            f"the mount on {place} is that of the user {owner}: only that user can ask its daemon",
+            exit_code=ExitCode.MOUNTPOINT,
+        )
     raise UsageError(
         f"{place} is mounted, but no daemon answers: it has ended. Unmount it with s3fs-banyan "
         "umount, and mount it again: nothing that was answered is lost",

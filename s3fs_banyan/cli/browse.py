@@ -112,12 +112,17 @@ def _listed(view: View, top: Entry, *, recursive: bool, everything: bool) -> Ite
     if not top.is_directory:
         yield top
         return
-    for entry in view.children(top):
+    open_directories = [iter(view.children(top))]  # no recursion: a path may be long
+    while open_directories:
+        entry = next(open_directories[-1], None)
+        if entry is None:
+            open_directories.pop()
+            continue
         if entry.name.startswith(b".") and not everything:
             continue
         yield entry
         if recursive and entry.is_directory:
-            yield from _listed(view, entry, recursive=True, everything=everything)
+            open_directories.append(iter(view.children(entry)))
 
 
 def _long_line(view: View, entry: Entry, shown: str) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from s3fs_banyan.kernel import mounted_paths
+
 _SHOWN_MAX: Final = 5
 _LINKS: Final = ("cwd", "root", "exe")
 
@@ -23,8 +25,7 @@ def holders_of(place: Path) -> list[str]:
 
 
 def _mounts_below(below: str) -> Iterator[str]:
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        path = line.split(" ")[4]
+    for path in mounted_paths():
         if path.startswith(below):
             yield path
 

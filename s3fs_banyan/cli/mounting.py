@@ -58,6 +58,7 @@ from s3fs_banyan.format.sealed_json import is_hex
 from s3fs_banyan.format.volume import VOLUME_ID_BYTES
 from s3fs_banyan.kernel import check_mountpoint, mount_source, unmount
 from s3fs_banyan.observe import setup_logging
+from s3fs_banyan.remote.options import parse_store_url
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +172,9 @@ def _request(words: list[str], given: MountOptions, failpoint: str) -> MountRequ
     check_mountpoint(place)
     with must_be_usable(given.cache_dir or found.cache.directory):
         cache_dir = _cache_directory(url, found, given)
+    _check_apart(place, "the local directory", cache_dir)
+    if (parsed := parse_store_url(url)).scheme == "file":
+        _check_apart(place, "the store", parsed.directory)
     return MountRequest(
         url=url,
         mountpoint=place,
@@ -180,6 +184,13 @@ def _request(words: list[str], given: MountOptions, failpoint: str) -> MountRequ
         accept_loss=given.accept_loss,
         failpoint=failpoint,
     )
+
+
+def _check_apart(place: Path, what: str, directory: Path) -> None:
+    """Refuse what would lie in the mount that needs it: the daemon would wait for itself."""
+    resolved = directory.resolve()
+    if place == resolved or place in resolved.parents:
+        raise ConfigError(f"{what} {directory} lies on the mount point {place}: choose another")
 
 
 def _cache_directory(url: str, config: Config, given: MountOptions) -> Path:

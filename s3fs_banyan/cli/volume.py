@@ -24,8 +24,10 @@ from s3fs_banyan.cli.options import (
 )
 from s3fs_banyan.cli.output import print_json, print_line, printable, progress_bar, size_text
 from s3fs_banyan.cli.scratch import scratch_directory
-from s3fs_banyan.errors import ExitCode
+from s3fs_banyan.errors import ExitCode, UsageError
 from s3fs_banyan.format.volume import FEATURE_ENCRYPTION, VolumeDescriptor
+from s3fs_banyan.remote.local import something_else_in
+from s3fs_banyan.remote.options import parse_store_url
 from s3fs_banyan.runtime import RealRuntime
 
 StoreArgument = Annotated[
@@ -80,6 +82,13 @@ def mkfs(
     what = "--passphrase-file or --key-file"
     secrets = new_secrets(found.encryption, what) if is_encrypted else []
     runtime = RealRuntime()
+    if (parsed := parse_store_url(url)).scheme == "file":
+        other = something_else_in(parsed.directory)
+        if other is not None:
+            raise UsageError(
+                f"{url} is not empty (it holds {other}): choose another directory",
+                exit_code=ExitCode.VOLUME,
+            )
     remote = connect(url, found, create=True)
     made = VolumeDescriptor(
         volume_id=runtime.random_bytes(16).hex(),

@@ -51,6 +51,9 @@ class RequestBudget:
         counted = self._count()
         spent = counted - self._counted
         is_first = self._commit_ns < 0
+        elapsed_s = (commit_ns - self._commit_ns) / 1e9
+        if elapsed_s > self.stretched_s:  # what idle hours have cost is not this commit's
+            spent *= self.stretched_s / elapsed_s
         self._counted, self._commit_ns = counted, commit_ns
         if is_first or not spent:
             return  # what the mount itself has cost; a commit that found nothing to be done

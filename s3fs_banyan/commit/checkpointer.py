@@ -120,8 +120,11 @@ class Checkpointer:
 
     async def _send_in_background(self, copy: Path, head: Head) -> None:
         """Send; a checkpoint is a convenience, and what it meets must not end the mount."""
+        begin_ns = self._ctx.runtime.monotonic_ns()
         try:
             await self._send(copy, head)
+            spent_s = (self._ctx.runtime.monotonic_ns() - begin_ns) / 1e9
+            self._ctx.metrics.commit_step_seconds["checkpoint"].observe(spent_s)
             self._ctx.runtime.failpoint(FP_CHECKPOINT_SENT)
         except Exception:
             log.exception("checkpoint %d could not be sent; another one follows", head.seq)

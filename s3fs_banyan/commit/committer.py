@@ -82,7 +82,6 @@ FP_RECYCLED = register_failpoint("recycled", "step 6 done: the journal is recycl
 _RETRY_FIRST_S = 0.5
 _RETRY_MAX_S = 10.0
 _LOCAL_CUT_LOOK_S = 1.0
-_UPLOADS_AT_ONCE = 4
 
 
 class _StoreAway(BanyanFSError):
@@ -239,7 +238,7 @@ class Committer:
             state.note_covered(state.journal.last_seq)
             state.note_commit_done()
             return
-        cut = await self._cut()
+        cut = await self._step("cut", self._cut())
         runtime.failpoint(FP_CUT)
         rewrites = state.journal.rewrites
         await self._step("sync", state.journal.wait_synced(cut.op_seq))
@@ -318,7 +317,6 @@ class Committer:
 
     async def _cut(self) -> CutTaken:
         """Step 1: the CUT record, the flip and the snapshot, in one step of the event loop."""
-        self.phase = "cut"
         await self._local.let_go()
         seq = self._state.committed.head.seq + 1
         cut = await take_cut(self._ctx, self._state, str(seq))
@@ -346,12 +344,14 @@ class Committer:
 
     async def _seal_attempt(self, cut: CutTaken, counts: DeltaCounts) -> CommitBody:
         count = await self._worker.begin(self._seal_job(cut, counts))
-        limit = trio.Semaphore(_UPLOADS_AT_ONCE)
+        limit = trio.Semaphore(self._ctx.settings.uploads)
         failure: list[BaseException] = []
 
         async def send(pack: SealedPack) -> None:
+            begin_ns = self._ctx.runtime.monotonic_ns()
             try:
                 await self._patiently("upload", lambda: self._worker.upload(pack), may_give_up=True)
+                self._note_spent("upload", begin_ns)
                 self._ctx.metrics.commit_pack_bytes.add(pack.size)
                 self._ctx.runtime.failpoint(FP_PACK_SENT)
             except (SealingLost, StoreError, _StoreAway) as error:
@@ -391,7 +391,7 @@ class Committer:
     def _seal_job(self, cut: CutTaken, counts: DeltaCounts) -> SealJob:
         ctx, state = self._ctx, self._state
         free = ctx.disk.free_bytes(ctx.local.root)
-        in_flight = ctx.volume.pack_bytes * (_UPLOADS_AT_ONCE + 1)
+        in_flight = ctx.volume.pack_bytes * (ctx.settings.uploads + 1)
         return SealJob(
             seal_db=str(cut.seal_db),
             delta_db=str(cut.delta_db),
@@ -486,9 +486,12 @@ class Committer:
         self.phase = name
         begin_ns = self._ctx.runtime.monotonic_ns()
         result = await work
+        self._note_spent(name, begin_ns)
+        return result
+
+    def _note_spent(self, name: str, begin_ns: int) -> None:
         spent_s = (self._ctx.runtime.monotonic_ns() - begin_ns) / 1e9
         self._ctx.metrics.commit_step_seconds[name].observe(spent_s)
-        return result
 
     async def _patiently(
         self,

@@ -25,6 +25,8 @@ class EngineSettings:
     inline_bytes_max: int = 4 << 20
     multipart: Multipart = "never"
     part_bytes: int = 8 << 20
+    uploads: int = 4
+    """Packs under way at once."""
     dirty_bytes_max: int = 8 << 30
     local_cut_bytes: int = 256 << 20
     """So much backlog makes a local cut worth while when the store is away."""

@@ -38,6 +38,9 @@ _NUMBER_DIGITS_MAX: Final = 20
 """Of a number of 64 bits."""
 
 
+_MAY_BE_THERE: Final = "changes that are not yet in the store may be there"
+
+
 @contextmanager
 def must_be_usable(root: Path) -> Iterator[None]:
     """Refuse a local directory that cannot be used when a mount begins: one line, and what to do.
@@ -48,16 +51,19 @@ def must_be_usable(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
+        advice = "give a --cache-dir on a disk that can be written and has room"
+        known = root / _IDENTITY
+        # Never send a person away from changes that the store does not have.
         if isinstance(error, FileExistsError | NotADirectoryError):
             reason = "no directory can be there, something else is in the way"
-        advice = "give a --cache-dir on a disk that can be written and has room"
-        known = (Path(error.filename or root), root / _IDENTITY)
-        if isinstance(error, PermissionError) and any(map(_may_be_there, known)):
-            # Never send a person away from changes that the store does not have.
-            advice = (
-                "mount as the user whose it is, or give that directory and all that is in it to "
-                "this one (chown -R); changes that are not yet in the store may be there"
-            )
+        elif isinstance(error, PermissionError):
+            if any(map(_may_be_there, (Path(error.filename or root), known))):
+                advice = (
+                    "mount as the user whose it is, or give that directory and all that is in it "
+                    f"to this one (chown -R); {_MAY_BE_THERE}"
+                )
+        elif _may_be_there(known):
+            advice = f"make room there, or let it be written again; {_MAY_BE_THERE}"
         raise Refused(
             f"the local directory {root} cannot be used ({error.filename or root}: {reason}): "
             f"{advice}",

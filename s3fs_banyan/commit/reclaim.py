@@ -60,6 +60,7 @@ _HOUR_NS: Final = 3600 * 10**9
 _DAY_NS: Final = 24 * _HOUR_NS
 _FENCE_BYTES_MAX: Final = 8 * KEPT_MAX + 4096
 _DELETE_BATCH: Final = 500
+_COUNTED_AS: Final = {"delta": "commit", "orphan": "pack", "checkpoint_piece": "checkpoint"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -421,9 +422,9 @@ class Reclaimer:
                 await self._ctx.runtime.in_thread(self._state.committed.forget_packs, ids)
         for key in keys:
             await self._ctx.runtime.in_thread(self._cache.forget, key)
-        for kind in {kind for _, _, kind in plan.keys}:
-            sizes = [size for _, size, k in plan.keys if k == kind]
-            self._ctx.metrics.reclaimed(kind, objects=len(sizes), size_bytes=sum(sizes))
+        for _, size, kind in plan.keys:
+            counted_as = _COUNTED_AS.get(kind, kind)
+            self._ctx.metrics.reclaimed(counted_as, objects=1, size_bytes=size)
         self._checkpointer.forget_checkpoints(
             seq
             for key, _, kind in plan.keys

@@ -12,6 +12,7 @@ The table in `docs/architecture.md` says the same for people; `tests/` kills at 
 
 from __future__ import annotations
 
+import errno
 import logging
 from dataclasses import dataclass, field
 
@@ -31,7 +32,7 @@ from s3fs_banyan.commit.local_base import (
     tidy_base_packs,
 )
 from s3fs_banyan.commit.log_store import CommitLog
-from s3fs_banyan.commit.space import ballast_bytes
+from s3fs_banyan.commit.space import BALLAST, ballast_bytes
 from s3fs_banyan.errors import (
     Corrupt,
     ExitCode,
@@ -429,20 +430,30 @@ def _open_live(
     journal.adopt(facts.found, used)
     journal.on_moved = live.extents.move_pieces
     try:
-        if not facts.found:
-            _check_room(ctx)
+        _check_room(ctx, is_new=not facts.found)
         journal.begin(live.op_seq, live.chain, facts.unsynced if whole else ())
-    except (OSError, LocalDiskFull):
+    except (OSError, LocalDiskFull) as error:
         journal.close()
         live.close(keep=False)
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise LocalDiskFull(
+                f"the disk of {ctx.local.root} is full: make room there, nothing is lost"
+            ) from error
         raise
     return live, journal, replayed
 
 
-def _check_room(ctx: Context) -> None:
-    """Raise `LocalDiskFull` where a new journal would not get the segments that it needs."""
+def _check_room(ctx: Context, *, is_new: bool) -> None:
+    """Give up the ballast where the next segment needs its room.
+
+    Raises `LocalDiskFull` where a new journal would not get the segments that it needs.
+    """
     settings = ctx.settings.journal
     free = ctx.disk.free_bytes(ctx.local.root)
+    if not is_new:
+        if free < settings.segment_bytes + settings.free_bytes_least:
+            (ctx.local.root / BALLAST).unlink(missing_ok=True)
+        return
     needed = (1 + LEAN) * settings.segment_bytes
     needed += min(settings.free_bytes_least, settings.free_bytes_min)
     if free - ballast_bytes(free) < needed:

@@ -18,6 +18,7 @@ from s3fs_banyan.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
+BALLAST: Final = "ballast"
 BALLAST_BYTES_MAX: Final = 64 << 20
 LOW_BYTES: Final = 16 << 20
 _LOOK_NS: Final = 50_000_000
@@ -35,7 +36,7 @@ class LocalSpace:
         """Make the ballast; a disk that is low already starts as low."""
         self._disk = disk
         self._root = root
-        self._path = root / "ballast"
+        self._path = root / BALLAST
         self._runtime = runtime
         self._bytes = ballast_bytes(disk.free_bytes(root))
         self._looked_ns = 0
@@ -48,7 +49,11 @@ class LocalSpace:
         now_ns = self._runtime.monotonic_ns()
         if now_ns - self._looked_ns < _LOOK_NS:
             return self.is_low
-        self._looked_ns = now_ns
+        return self.look_now()
+
+    def look_now(self) -> bool:
+        """The same without a thought for what a look costs: before a database grows."""
+        self._looked_ns = self._runtime.monotonic_ns()
         free = self._disk.free_bytes(self._root)
         if not self.is_low and free < LOW_BYTES:
             self.is_low = True

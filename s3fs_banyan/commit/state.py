@@ -42,6 +42,8 @@ class EngineState:
         self.read_only_reason = ""
         self.broken = False
         self.space = LocalSpace(ctx.disk, ctx.local.root, ctx.runtime)
+        # Others may fill the disk between two looks, and a transaction that fails ends the daemon.
+        self.live.before_write = self.space.look_now
         self.recent = RecentRecords(ctx.settings.ram_bytes // 2)
         """Where the bytes of WRITEs are noted; the reader's own once there is one."""
         self._change_wanted = trio.Event()

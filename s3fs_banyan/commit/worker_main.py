@@ -39,8 +39,7 @@ from s3fs_banyan.scheduling import step_back, step_forward
 
 _PR_SET_PDEATHSIG = 1
 _RETRY_DEADLINE_S = 5.0
-_PACKS_AT_ONCE = 4
-"""As many as the committer has under way; what they send shares the bound on transfers."""
+_UPLOADS = 4
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +56,16 @@ class WorkerServer:
         metrics: Metrics,
         transfers: Transfers,
         take_place: Callable[[bool], None] = lambda _: None,
+        *,
+        uploads: int = _UPLOADS,
     ) -> None:
-        """`take_place` is told whether somebody waits for the sealing that begins; then it ends."""
+        """`take_place` is told whether somebody waits for the sealing that begins; then it ends.
+
+        `uploads`: as many packs as the committer has under way.
+        """
         self._transfers = transfers
         self._take_place = take_place
-        self._beside = PooledTransfers(2 * _PACKS_AT_ONCE)
+        self._beside = PooledTransfers(2 * uploads)
         self._sock = sock
         self._sending = threading.Lock()
         self._metrics = metrics
@@ -191,6 +195,7 @@ def main() -> None:
         setup["url"],
         options,
         observer=metrics.store,
+        verified=metrics.store,
         way=metrics.store,
         reads=Traffic.PREFETCH,  # compaction: nobody waits for a byte of it
         is_known=True,  # a worker that is started during an outage waits for its end
@@ -202,12 +207,15 @@ def main() -> None:
         writes_at_once=True,
     )
     cipher = Cipher.from_plain_values(setup["cipher"]) if setup["cipher"] else None
-    transfers = PooledTransfers(int(setup["uploads"]))
-    server = WorkerServer(sock, store, cache, cipher, metrics, transfers, place.take)
+    at_once = int(setup["uploads"])
+    transfers = PooledTransfers(at_once)  # what the packs under way send shares this bound
+    server = WorkerServer(
+        sock, store, cache, cipher, metrics, transfers, place.take, uploads=at_once
+    )
     keep_objects()
     alive_s = float(setup["sign_of_life_s"])
     threading.Thread(target=server.show_life, args=(alive_s,), daemon=True).start()
-    with ThreadPoolExecutor(_PACKS_AT_ONCE) as uploads:
+    with ThreadPoolExecutor(at_once) as uploads:
         for line in reader:
             request = json.loads(line)
             if request["method"] == "pace":

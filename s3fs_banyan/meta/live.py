@@ -10,7 +10,7 @@ its end writes the last operation's number and checksum in the same transaction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -41,6 +41,10 @@ class LivePosition(NamedTuple):
     volume_id: str
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class LiveState:
     """The open live.db. One event loop; snapshots are read in a thread."""
 
@@ -59,6 +63,8 @@ class LiveState:
         self.op_seq = position.op_seq
         self.chain = position.chain
         self._since_begin = 0
+        self.before_write: Callable[[], object] = _nothing
+        """Called before pages are written: what lies there to be given up can be given up."""
         self.failed = False
         """A write to the database failed: rows and what waits in RAM may be apart."""
         self._run("BEGIN IMMEDIATE").fetchall()
@@ -91,6 +97,7 @@ class LiveState:
         self._since_begin = 0
 
     def _commit(self) -> None:
+        self.before_write()
         self._flush()
         try:
             self._write_position()

@@ -44,6 +44,7 @@ from s3fs_banyan.observe.cost import StoreRequests
 from s3fs_banyan.observe.table import (
     CACHE_TIERS,
     COMMIT_STEPS,
+    CORRUPTION_KINDS,
     COST_KINDS,
     DURABILITIES,
     FUSE_OPERATIONS,
@@ -419,7 +420,8 @@ class Metrics:
 
     def corruption_detected(self, kind: str) -> Counter:
         """Return the counter of damaged things of one kind."""
-        return _counter(self._families["corruption_detected_total"], kind)
+        known = kind if kind in CORRUPTION_KINDS else "other"
+        return _counter(self._families["corruption_detected_total"], known)
 
     def reclaimed(self, kind: str, *, objects: int, size_bytes: int) -> None:
         """Count objects of one kind that reclaim deleted."""

@@ -68,6 +68,19 @@ COMMIT_STEPS: Final = (
     "checkpoint",
     "whole",
 )
+CORRUPTION_KINDS: Final = (
+    "journal_record",
+    "chunk",
+    "frame",
+    "frame_table",
+    "blob",
+    "pack",
+    "object",
+    "cached_block",
+    "transfer",
+    "other",
+)
+"""Each begins at 0: for an alert, a series that begins at 1 has not grown."""
 READ_TIERS: Final = ("journal", "ram", "disk", "store")
 CACHE_TIERS: Final = ("ram", "disk")
 DURABILITIES: Final = ("local", "remote")
@@ -335,7 +348,7 @@ METRICS: Final = (
         "counter",
         "corruption_detected_total",
         "Stored things that failed their check, by kind; never served.",
-        kind=("journal", "frame", "block", "pack", "commit", "checkpoint", "transfer"),
+        kind=CORRUPTION_KINDS,
     ),
     # ownership and room
     _metric("gauge", "fenced", "1 if another writer took the volume over, else 0."),

@@ -277,6 +277,19 @@ class LocalStore:
                     yield path + "/" * is_directory, entry
 
 
+def something_else_in(directory: Path) -> str | None:
+    """Return the name of an entry that no store made and no listing shows; None if all is ours."""
+    if not directory.is_dir():
+        return None
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            is_ours = entry.name.endswith(_DIRECTORY_MARK) and entry.is_dir(follow_symlinks=False)
+            is_listed = entry.is_file(follow_symlinks=False) and _is_path(entry.name)
+            if not (is_ours or is_listed or entry.name in {TEMPORARY_NAME, "lost+found"}):
+                return entry.name
+    return None
+
+
 def _id_of(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 

@@ -100,6 +100,8 @@ def open_bare_store(
     """Return the store itself, without layers; raises what `open_store` does."""
     if url.scheme != "s3" and options.encryption:
         raise ConfigError(f"storage.remote.encryption: is for S3, not for a {url.scheme} store")
+    if url.scheme != "s3" and options.verify != "auto":
+        raise ConfigError(f"storage.remote.verify: is for S3, not for a {url.scheme} store")
     if url.scheme == "file":
         return LocalStore(url.directory, create=create, is_known=is_known)
     if url.scheme == "az":

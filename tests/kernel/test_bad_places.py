@@ -101,3 +101,33 @@ def test_an_unmounted_store_directory_is_an_outage_and_gets_nothing(command: Bac
     )
     assert listed.stdout.split() == ["first", "second"]
     command.volume.check()
+
+
+@pytest.mark.parametrize("kind", ["documents", "My report.pdf", "link"])
+def test_mkfs_takes_no_directory_that_holds_something_else(
+    command: Background, tmp_path: Path, kind: str
+) -> None:
+    """Not even what no listing of a store shows."""
+    place = tmp_path / "home"
+    place.mkdir()
+    other = place / kind
+    match kind:
+        case "documents":
+            other.mkdir()
+        case "link":
+            other.symlink_to("elsewhere")
+        case _:
+            other.touch()
+    done = command.run("mkfs", place.as_uri())
+    assert done.returncode == ExitCode.VOLUME
+    assert f"is not empty (it holds {kind})" in done.stderr
+    assert [path.name for path in place.iterdir()] == [kind]
+
+
+def test_a_local_directory_on_its_own_mount_point(command: Background) -> None:
+    """The daemon would wait for itself, and everybody for the daemon."""
+    place = command.place("mnt")
+    words = ["mount", command.volume.url, str(place), "--config", str(command.config)]
+    done = command.run(*words, "--cache-dir", str(place / "cache"))
+    assert done.returncode == ExitCode.USAGE
+    assert "lies on the mount point" in done.stderr

@@ -157,3 +157,21 @@ def can_write(mount: Mount) -> bool:
             raise
         return False
     return True
+
+
+def test_a_killed_daemon_starts_again_with_two_mebibytes(
+    make_s3_volume: MakeVolume, make_mount: MakeMount, small_disk: Path
+) -> None:
+    """The ballast is room for the first segment, and what was answered is there."""
+    volume = make_s3_volume({"commit": {"interval": "1h"}})
+    mount = make_mount(volume, cache_dir=small_disk / "cache").start()
+    (mount.path / "kept").write_bytes(b"kept")
+    mount.kill()
+    fill(small_disk / "filler")
+    os.truncate(small_disk / "filler", (small_disk / "filler").stat().st_size - 2 * MIB)
+    assert (mount.cache_dir / "ballast").exists()
+    mount.start()
+    assert (mount.path / "kept").read_bytes() == b"kept"
+    (small_disk / "filler").unlink()
+    mount.umount()
+    volume.check()

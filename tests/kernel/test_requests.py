@@ -7,6 +7,7 @@ import urllib.request
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from s3fs_banyan.observe.table import COMMIT_STEPS
 from tests.kernel.conftest import MakeMount, MakeVolume
 from tests.servers import free_port
 
@@ -30,6 +31,12 @@ def test_requests_of_both_processes_are_in_the_metrics(
     assert _value(address, "store_requests_total", verb="write", outcome="ok") >= 1
     assert _value(address, "store_concurrency_limit", traffic="upload", process="worker") >= 1
     assert _value(address, "store_in_flight", traffic="upload", process="worker") == 0
+    written = _value(address, "store_requests_total", verb="write", outcome="ok")
+    verified = _value(address, "store_verifications_total", how="etag", outcome="good")
+    assert verified >= written, "a write was not verified, or not counted as such"
+    for step in COMMIT_STEPS:
+        is_timed = _value(address, "commit_step_seconds_count", step=step) >= 1
+        assert is_timed or step == "checkpoint", step
     mount.umount()
     mount.wipe_cache()
     mount.start()

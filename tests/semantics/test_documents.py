@@ -85,21 +85,27 @@ def test_the_unit_file_mounts_waits_and_unmounts() -> None:
         _configure(session, store)
         daemon = session.start(commands["ExecStart"])
         try:
-            assert session.run(f"timeout 60 {commands['ExecStartPost']}") == ("", 0)
+            assert session.run(_started(commands, daemon)) == ("", 0)
             assert mount_source(place) == f"file://{store}"
             (place / "file").write_bytes(b"kept")
             daemon.kill()
             daemon.wait()
             daemon = session.start(commands["ExecStart"])
-            assert session.run(f"timeout 60 {commands['ExecStartPost']}") == ("", 0)
+            assert session.run(_started(commands, daemon)) == ("", 0)
             assert (place / "file").read_bytes() == b"kept"
             shown, code = session.run(commands["ExecStop"])
             assert code == 0, shown
             assert daemon.wait(_END_WITHIN_S) == 0
+            assert session.run(_started(commands, daemon)) == ("", 1)
         finally:
             if daemon.poll() is None:
                 daemon.kill()
                 daemon.wait()
+
+
+def _started(commands: dict[str, str], daemon: subprocess.Popen[bytes]) -> str:
+    """Return ExecStartPost with what systemd puts into its environment."""
+    return f"MAINPID={daemon.pid} timeout 60 {commands['ExecStartPost']}"
 
 
 def test_the_unit_file_restarts_for_what_heals_and_for_nothing_else() -> None:

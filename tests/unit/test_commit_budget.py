@@ -154,3 +154,16 @@ def test_requests_are_counted_and_priced_by_kind() -> None:
     assert found["get"].cost == pytest.approx(2 * 0.0004e-3 + 0.09)
     assert metrics.store_requests.paced() == 5
     assert 'request_cost_total{kind="list"} 5e-06' in metrics.render()
+
+
+def test_an_idle_night_is_not_the_cost_of_one_commit() -> None:
+    """Heartbeats of eight hours stretched the interval to its longest for an hour of work."""
+    requests = Requests(4)
+    held = budget(requests, 2000)
+    _, interval_s = requests.run(held, 60)
+    assert interval_s == 10.0
+    requests.total += 4 + 8 * 168
+    begin_s = 700.0 + 8 * 3600
+    assert held.interval_s(int(begin_s * 1e9)) == 10.0
+    requests.total += 4
+    assert held.interval_s(int((begin_s + 10) * 1e9)) == 10.0

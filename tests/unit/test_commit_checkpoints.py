@@ -53,6 +53,16 @@ async def commit_with_checkpoint(engine: Engine, name: bytes) -> None:
     await trio.sleep(60)
 
 
+async def test_the_sending_of_a_checkpoint_is_timed(
+    world: World, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It runs beside commits, so nothing else tells how long it takes."""
+    del autojump_clock
+    async with mounted(world) as engine:
+        await commit_with_checkpoint(engine, b"file")
+        assert "commit_step checkpoint" in engine.ctx.metrics.latency_summary()
+
+
 async def test_a_copy_that_failed_once_stops_no_later_checkpoint(
     world: World, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.allow_log_warnings
 MIB = 1 << 20
 DISK_BYTES = 64 * MIB
 PIECE = 1 << 19
-CHAIN_S = 10.0
+WAITS_S = 10.0
 """Longer than an error takes to come; a wait is told from one by nothing else."""
 
 
@@ -59,7 +59,7 @@ class Outage:
     async def write(self, byte_count: int) -> bool:
         """Write so much more; false if a write waits. Raises what the application would get."""
         end = self.written + byte_count
-        with trio.move_on_after(CHAIN_S) as scope:
+        with trio.move_on_after(WAITS_S) as scope:
             while self.written < end:
                 at = self.written % self._circle
                 await self.engine.filesystem.write(self._ino, at, os.urandom(PIECE))

@@ -111,3 +111,15 @@ def test_a_place_where_nothing_was_is_to_be_another_one(tmp_path: Path) -> None:
     new = tmp_path / "new"
     with pytest.raises(Refused, match="give a --cache-dir"), must_be_usable(new):
         raise PermissionError(errno.EACCES, "Permission denied", str(new))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_nobody_is_sent_away_from_changes_on_a_disk_that_is_full(
+    local: LocalDirectory, code: int
+) -> None:
+    """Another --cache-dir, with --takeover, would leave behind what was answered."""
+    assert (local.root / "identity.json").exists()
+    there = "changes that are not yet in the store may be there"
+    with pytest.raises(Refused, match=there) as said, must_be_usable(local.root):
+        raise OSError(code, os.strerror(code), str(local.root / "journal"))
+    assert "--cache-dir" not in str(said.value)

@@ -100,6 +100,13 @@ def test_directory_is_made_only_when_asked(tmp_path: Path) -> None:
     assert open_store(url, StoreOptions()).read("x") == b"0123"
 
 
+@pytest.mark.parametrize("url", ["az://acc1/box", "gs://bucket/x", "file:///tmp"])
+def test_a_proof_that_only_s3_gives_is_refused_elsewhere(url: str) -> None:
+    """Accepted and ignored, it would be believed."""
+    with pytest.raises(ConfigError, match=r"storage\.remote\.verify: is for S3"):
+        open_store(url, StoreOptions(verify="read-back"))
+
+
 @pytest.mark.parametrize("url", ["az://acc1/box", "gs://bucket/x"])
 def test_store_whose_sdk_is_not_installed_says_what_to_install(
     url: str, monkeypatch: pytest.MonkeyPatch
