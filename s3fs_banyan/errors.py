@@ -132,6 +132,12 @@ class TransferCorrupt(StoreError):
     retryable: ClassVar[bool] = True
 
 
+class SealFailed(StoreError):
+    """What the store was to get could not be made ready on this machine: its disk, its memory."""
+
+    retryable: ClassVar[bool] = True
+
+
 class Denied(StoreError):
     """Credentials are missing, wrong, or do not allow the call."""
 

@@ -29,7 +29,6 @@ from s3fs_banyan.errors import ExitCode, UsageError
 log = logging.getLogger(__name__)
 
 FSTYPE: Final = "fuse.s3fs-banyan"
-_MOUNTINFO: Final = Path("/proc/self/mountinfo")
 _MS_NOSUID: Final = 2
 _MS_NODEV: Final = 4
 _MNT_DETACH: Final = 2
@@ -165,9 +164,18 @@ def check_mountpoint(mountpoint: Path) -> None:
         )
 
 
-def mount_source(mountpoint: Path) -> str | None:
-    """Return the source of our mount at exactly this path, from /proc; never touches the mount."""
-    entry = _mountinfo(mountpoint)
+def mount_source(mountpoint: Path, process: int | None = None) -> str | None:
+    """Return the source of our mount at exactly this path, from /proc; never touches the mount.
+
+    As that `process` sees it, which may be in another mount namespace (mount_namespaces(7)); None
+    as well where that cannot be found out.
+    """
+    try:
+        entry = _mountinfo(mountpoint, process)
+    except OSError:
+        if process is None:
+            raise
+        return None
     return entry[1] if entry else None
 
 
@@ -193,16 +201,21 @@ def _device_of(mountpoint: Path) -> str | None:
     return entry[0] if entry else None
 
 
-def _mountinfo_lines() -> list[str]:
+def _mountinfo_lines(process: int | None = None) -> list[str]:
     """Return the lines of proc_pid_mountinfo(5); a path of anybody's is any bytes but a newline."""
-    return [line for line in os.fsdecode(_MOUNTINFO.read_bytes()).split("\n") if line]
+    text = os.fsdecode(_mountinfo_of(process).read_bytes())
+    return [line for line in text.split("\n") if line]
 
 
-def _mountinfo(mountpoint: Path) -> tuple[str, str, str] | None:
+def _mountinfo_of(process: int | None) -> Path:
+    return Path("/proc", "self" if process is None else str(process), "mountinfo")
+
+
+def _mountinfo(mountpoint: Path, process: int | None = None) -> tuple[str, str, str] | None:
     """Return device, source and options of the file system, if it is ours."""
     wanted = str(mountpoint)
     found = None
-    for line in _mountinfo_lines():
+    for line in _mountinfo_lines(process):
         left, _, right = line.partition(" - ")
         fields, tail = left.split(" "), right.split(" ")
         if _unescape(fields[4]) == wanted and tail[0] == FSTYPE:

@@ -1,8 +1,9 @@
 """The control socket of a mount: status, sync, umount, asked by other processes.
 
 One request a line, JSON; answers are lines of JSON: any number of `{"progress": …}`, then
-`{"result": …}` or `{"error": …}`. The socket lies in a directory that only its owner can enter,
-under a name made from the mount point, so that nobody needs to touch the mount to find it.
+`{"result": …}` or `{"error": …}`, with an `exit_code` where the error was foreseen. The socket
+lies in a directory that only its owner can enter, under a name made from the mount point, so that
+nobody needs to touch the mount to find it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import trio
 
+from s3fs_banyan.errors import BanyanFSError, ExitCode
 from s3fs_banyan.foreign_json import parse_json
 
 log = logging.getLogger(__name__)
@@ -148,7 +150,10 @@ async def _obey(stream: trio.SocketStream, line: bytes, commands: dict[str, Comm
         if _is_hangup(error):
             return
         log.warning("control command %s failed: %s", name, error)
-        await send({"error": str(error)})
+        failure: dict[str, object] = {"error": str(error)}
+        if isinstance(error, BanyanFSError) and error.exit_code != ExitCode.INTERNAL:
+            failure["exit_code"] = int(error.exit_code)
+        await send(failure)
 
 
 def _is_hangup(error: BaseException) -> bool:

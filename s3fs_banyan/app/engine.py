@@ -135,7 +135,7 @@ class Engine:
             if not error.retryable:
                 raise
             log.warning("the store cannot be reached, publishing waits: %s", error)
-            self.state.online = False
+            self.state.obstacle = "away"
             self.state.request_commit()  # or nobody would try again before the next change
             return
         await self._beat()

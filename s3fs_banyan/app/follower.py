@@ -413,6 +413,7 @@ def follower_status(request: MountRequest, follower: Follower) -> dict[str, obje
         "encrypted": follower.volume.is_encrypted,
         "cache_dir": str(request.cache_dir or ""),
         "online": follower.online,
+        "obstacle": "" if follower.online else "away",
         "read_only": "",
         "set_aside": "",
         "writer": {"epoch": head.epoch, "pid": os.getpid(), "host": socket.gethostname()},

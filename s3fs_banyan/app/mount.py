@@ -408,7 +408,7 @@ def _commands(request: MountRequest, engine: Engine, drained: trio.Event) -> dic
                 fenced = error
             nursery.cancel_scope.cancel()
         if fenced is not None:
-            raise fenced
+            raise UsageError(str(fenced), exit_code=ExitCode.WRITER) from fenced
         return {"seq": engine.state.committed.head.seq}
 
     async def wait(progress: Progress) -> dict[str, object]:

@@ -16,6 +16,8 @@ def engine_status(engine: Engine, url: str, mountpoint: Path, config: Config) ->
     used, free = state.journal.segment_counts
     usage = engine.filesystem.statfs()
     cache = engine.cache.stats()
+    # A mount that only reads learns of an absence by its reads.
+    obstacle = state.obstacle or ("" if ctx.metrics.store_reachable.read() else "away")
     return {
         "version": __version__,
         "mountpoint": str(mountpoint),
@@ -24,7 +26,8 @@ def engine_status(engine: Engine, url: str, mountpoint: Path, config: Config) ->
         "encrypted": ctx.volume.is_encrypted,
         "cache_dir": str(ctx.local.root),
         "durability": "remote" if ctx.settings.durability_remote else "local",
-        "online": state.online,
+        "online": not obstacle,
+        "obstacle": obstacle,
         "read_only": state.read_only_reason,
         "set_aside": state.set_aside,
         "writer": {"epoch": head.epoch, "pid": ctx.settings.pid, "host": ctx.settings.host},

@@ -35,8 +35,16 @@ async def messages_of(
     async with aclosing(ask(place, command, argument)) as answers:  # type: ignore[type-var]  # a generator
         async for message in answers:
             if "error" in message:
-                raise UsageError(f"{place}: {message['error']}", exit_code=ExitCode.DAEMON)
+                raise UsageError(f"{place}: {message['error']}", exit_code=_code_of(message))
             yield message
+
+
+def _code_of(message: dict[str, Any]) -> ExitCode:
+    """Return the exit code that came with an error; a daemon of another release may know more."""
+    try:
+        return ExitCode(message.get("exit_code", ExitCode.DAEMON))
+    except ValueError:
+        return ExitCode.DAEMON
 
 
 async def result_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import sys
@@ -289,7 +290,7 @@ def tree(
     with view_of(url, found) as view:
         top = view.find(os.fsencode(rest[0] if rest else ""))
         if json:
-            print_json(_tree_as_json(view, top))
+            _print_tree_as_json(view, top)
             return
         print_line(os.fsdecode(top.path) or "/", _style(top))
         directories = files = 0
@@ -320,14 +321,31 @@ def _tree_lines(view: View, top: Entry) -> Iterator[tuple[str, Entry]]:
             add(below, entry)
 
 
-def _tree_as_json(view: View, top: Entry) -> dict[str, Any]:
-    """Return nested objects; a directory has `children`."""
-    nodes: dict[bytes, dict[str, Any]] = {}
-    for entry in view.walk(top):
-        node = _as_json(view, entry)
+def _print_tree_as_json(view: View, top: Entry) -> None:
+    """Print nested objects, one entry a line; a directory has `children`.
+
+    As deep as the volume is, without recursion.
+    """
+    write = sys.stdout.write
+    write(_opened(view, top))
+    waiting = [iter(view.children(top))] if top.is_directory else []
+    is_first = True
+    while waiting:
+        entry = next(waiting[-1], None)
+        if entry is None:
+            waiting.pop()
+            write("]}")
+            is_first = False
+            continue
+        write(("\n" if is_first else ",\n") + " " * len(waiting) + _opened(view, entry))
+        is_first = entry.is_directory
         if entry.is_directory:
-            node["children"] = []
-        nodes[entry.path] = node
-        if entry is not top:
-            nodes[entry.path.rpartition(b"/")[0]]["children"].append(node)
-    return nodes[top.path]
+            waiting.append(iter(view.children(entry)))
+    write("\n")
+    sys.stdout.flush()
+
+
+def _opened(view: View, entry: Entry) -> str:
+    """Return an entry as JSON; that of a directory is open for its children."""
+    text = json.dumps(_as_json(view, entry))
+    return f'{text[:-1]}, "children": [' if entry.is_directory else text

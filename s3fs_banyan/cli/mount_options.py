@@ -90,6 +90,11 @@ def parse_mount_options(texts: list[str]) -> MountOptions:
         key = "read_only" if name == "ro" else name.replace("-", "_")
         if name in _IGNORED or name.startswith("x-") or name == "comment":
             continue
+        if name == "noexec":
+            raise ConfigError(
+                "-o noexec: this mount does not keep programs from being run; `user` and `users` "
+                "in /etc/fstab imply it: write `exec` behind them"
+            )
         if key not in _OPTIONS:
             near = difflib.get_close_matches(key, _OPTIONS, n=1)
             hint = f", did you mean {near[0].replace('_', '-')!r}?" if near else ""

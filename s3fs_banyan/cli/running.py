@@ -26,6 +26,8 @@ MountpointArgument = Annotated[
 _DETAIL_CHARACTERS = 60
 _DETACH_ATTEMPTS = 10
 _DETACH_PAUSE_S = 0.1
+_HELD_S = 5.0
+"""Nothing left to bring to the store for so long, and the daemon has not ended."""
 
 
 def register(app: typer.Typer) -> None:
@@ -139,12 +141,15 @@ async def _unmount(place: Path, found: dict[str, Any], lazy: bool, bar: Progress
 
     Returns whether the daemon said that everything is in the store.
     """
+    pid = int(found["writer"]["pid"])
+    _check_namespace(place, pid)
     if not lazy and not found["read_only"] and mount_source(place) is not None:
         await _sync(place, bar)
-    daemon = _pidfd(int(found["writer"]["pid"]))
+    daemon = _pidfd(pid)
     try:
         task = bar.add_task("the rest", total=None, detail="")
         detached = mount_source(place) is None
+        held = _Held(place)
         result: dict[str, Any] | None = None
         try:
             async for message in messages_of(place, "wait"):
@@ -155,6 +160,7 @@ async def _unmount(place: Path, found: dict[str, Any], lazy: bool, bar: Progress
                     result = message["result"]
                     break
                 _show(bar, task, message["progress"])
+                held.look(message["progress"])
         except OSError as error:
             if not detached:
                 raise ended(place) from error
@@ -164,6 +170,40 @@ async def _unmount(place: Path, found: dict[str, Any], lazy: bool, bar: Progress
         if daemon is not None:
             os.close(daemon)
     return result is not None
+
+
+class _Held:
+    """Says once why the daemon of a mount that is detached and in the store does not end."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._idle_since_s: float | None = None
+        self._said = False
+
+    def look(self, progress: dict[str, Any]) -> None:
+        """Note one report of the daemon, which sends several a second."""
+        now_s = trio.current_time()
+        if progress["operations_left"]:
+            self._idle_since_s = now_s
+        if self._idle_since_s is None:
+            self._idle_since_s = now_s
+        if not self._said and now_s - self._idle_since_s > _HELD_S:
+            self._said = True
+            say(
+                f"{self._place} is detached and everything is in the store, but the file system "
+                "is still in use: files are open in it, or it is mounted in another place or "
+                "mount namespace, too. Waiting for the last user"
+            )
+
+
+def _check_namespace(place: Path, pid: int) -> None:
+    """Refuse to wait for the end of a mount that only its daemon's namespace could detach."""
+    if mount_source(place) is None and mount_source(place, pid) is not None:
+        raise UsageError(
+            f"{place} is mounted in another mount namespace than this one, that of its daemon: "
+            f"nsenter --mount --target {pid} s3fs-banyan umount {place}",
+            exit_code=ExitCode.MOUNTPOINT,
+        )
 
 
 def _pidfd(pid: int) -> int | None:

@@ -9,6 +9,12 @@ from rich.table import Table
 from s3fs_banyan.cli.output import console, printable, seconds_text, size_text, time_text
 
 _LAG_BAD_INTERVALS = 4
+_OBSTACLES = {
+    "away": "OFFLINE: the store does not answer; nothing is published, and reads of what is not "
+    "cached wait",
+    "refused": "REFUSED: the store refuses what this mount asks for; nothing is published",
+    "local": "HELD UP: this machine cannot make ready what is to be sent; nothing is published",
+}
 
 
 def show_status(found: dict[str, Any]) -> None:
@@ -33,7 +39,8 @@ def troubles(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (style, line) for everything that a person should look at."""
     lines: list[tuple[str, str]] = []
     if not found["online"]:
-        lines.append(("bold red", "OFFLINE: the store cannot be reached; nothing is published"))
+        obstacle = found.get("obstacle", "away")  # a daemon of an earlier release says none
+        lines.append(("bold red", _OBSTACLES.get(obstacle, _OBSTACLES["away"])))
     if found["read_only"]:
         lines.append(("bold red", f"READ-ONLY: {found['read_only']}"))
     if found["set_aside"]:

@@ -39,7 +39,7 @@ from s3fs_banyan.commit.local import remember_last_cut
 from s3fs_banyan.commit.local_cut import LocalCutter
 from s3fs_banyan.commit.outbox import Outbox, forget_named
 from s3fs_banyan.commit.seal_job import CommitBody, SealedPack, SealingLost, SealJob
-from s3fs_banyan.commit.state import EngineState
+from s3fs_banyan.commit.state import NO_OBSTACLE, EngineState, obstacle_of
 from s3fs_banyan.commit.store_watch import StoreWatch
 from s3fs_banyan.commit.worker import Worker
 from s3fs_banyan.data.blocks import BlockCache
@@ -214,7 +214,7 @@ class Committer:
                 return
             await self._publisher.take_epoch()
             self.has_epoch = True
-            self._state.online = True
+            self._state.obstacle = NO_OBSTACLE
 
     async def drain(self) -> None:
         """Commit until everything is in the store; for sync and umount. Safe to cancel."""
@@ -523,7 +523,7 @@ class Committer:
                     level = logging.WARNING if error.retryable else logging.ERROR
                     log.log(level, "commit waits at %s", text)
                 self.last_error = text
-                self._state.online = False
+                self._state.obstacle = obstacle_of(error)
                 # An attempt lasts for as long as the layers below try again.
                 since_ns = max(begin_ns, self._answered_ns)
                 self._away_since_ns = self._away_since_ns or since_ns
@@ -533,7 +533,7 @@ class Committer:
             if self.last_error:
                 log.info("the store answers again")
             self.last_error = ""
-            self._state.online = True
+            self._state.obstacle = NO_OBSTACLE
             self._away_since_ns, self._answered_ns = 0, now_ns()
             return result
 

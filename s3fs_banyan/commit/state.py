@@ -7,6 +7,7 @@ schedule point between the last three.
 from __future__ import annotations
 
 import logging
+from typing import Final, Literal
 
 import trio
 
@@ -14,7 +15,7 @@ from s3fs_banyan.commit.context import Context
 from s3fs_banyan.commit.recovery import Recovered
 from s3fs_banyan.commit.space import LocalSpace
 from s3fs_banyan.data.recent import RecentRecords
-from s3fs_banyan.errors import NoSpace, ReadOnly
+from s3fs_banyan.errors import NoSpace, ReadOnly, SealFailed, StoreError
 from s3fs_banyan.journal.log import Appended, Journal
 from s3fs_banyan.meta.base import Base
 from s3fs_banyan.meta.committed import Committed
@@ -22,6 +23,17 @@ from s3fs_banyan.meta.live import LiveState
 from s3fs_banyan.model import Operation, Piece, Place, Rewrite, Write
 
 log = logging.getLogger(__name__)
+
+Obstacle = Literal["", "away", "refused", "local"]
+"""Why nothing can be published: no answer of the store, a refusal, this machine's own fault."""
+NO_OBSTACLE: Final = ""
+
+
+def obstacle_of(error: StoreError) -> Obstacle:
+    """Return which obstacle a failed attempt to publish has met."""
+    if isinstance(error, SealFailed):
+        return "local"
+    return "away" if error.retryable else "refused"
 
 
 class EngineState:
@@ -38,7 +50,8 @@ class EngineState:
         """Bytes of base packs."""
         self.cuts = recovered.cuts
         self.set_aside = recovered.set_aside
-        self.online = recovered.online
+        self.obstacle: Obstacle = NO_OBSTACLE if recovered.online else "away"
+        """What the last attempt to publish has met."""
         self.read_only_reason = ""
         self.broken = False
         self.space = LocalSpace(ctx.disk, ctx.local.root, ctx.runtime)
@@ -68,6 +81,11 @@ class EngineState:
         self.waiting_writers = 0
         self._waiting_covered = 0
         self.journal.on_moved = self.live.extents.move_pieces
+
+    @property
+    def online(self) -> bool:
+        """Whether what is published gets into the store, as far as the last attempt tells."""
+        return not self.obstacle
 
     # --- how far the store is behind -----------------------------------------------------
 

@@ -23,7 +23,14 @@ import trio
 
 from s3fs_banyan.commit.seal_job import CommitBody, LocalBody, SealedPack, SealingLost, SealJob
 from s3fs_banyan.commit.sealing import Sealing
-from s3fs_banyan.errors import BanyanFSError, Corrupt, StoreError, Unavailable
+from s3fs_banyan.errors import (
+    BanyanFSError,
+    BrokenBody,
+    Corrupt,
+    SealFailed,
+    StoreError,
+    Unavailable,
+)
 from s3fs_banyan.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -304,13 +311,15 @@ class WorkerProcess:
 
 
 def _error_from(answer: dict[str, Any]) -> BanyanFSError:
-    """Make the error that the worker met again; unknown ones are a failed attempt."""
+    """Make the error that the worker met again; what is not the store's is this machine's."""
     kind, message = answer["error"], answer["message"]
     if kind == SealingLost.__name__:
         return SealingLost(message)
     if kind == "Corrupt":
         return Corrupt("journal record", "of a sealing", message)
+    if kind == BrokenBody.__name__:  # what had come of it was the worker's
+        return Unavailable(message)
     for cls in StoreError.__subclasses__():
         if cls.__name__ == kind:
             return cls(message)
-    return Unavailable(f"the worker failed: {kind}: {message}")
+    return SealFailed(f"this machine could not make ready what is to be sent: {kind}: {message}")

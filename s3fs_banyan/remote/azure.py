@@ -51,7 +51,6 @@ from s3fs_banyan.errors import (
     Misconfigured,
     ObjectMissing,
     StoreError,
-    TransferCorrupt,
     Unavailable,
 )
 from s3fs_banyan.remote.answers import is_path, md5_of, unix_ns
@@ -59,6 +58,7 @@ from s3fs_banyan.remote.azure_errors import error_of
 from s3fs_banyan.remote.base import Capabilities, FileMeta, check_path, check_range
 from s3fs_banyan.remote.http_session import WholeBodySession
 from s3fs_banyan.remote.options import StoreOptions
+from s3fs_banyan.remote.verification import AnsweredMd5, VerificationObserver
 from s3fs_banyan.runtime import RealRuntime
 
 OBJECT_SIZE_MAX: Final = 5000 << 20
@@ -79,7 +79,14 @@ _MD5_HEX: Final = re.compile(r"[0-9a-f]{32}")
 class AzureStore:
     """Objects of one container, under one prefix. Building it makes no call."""
 
-    def __init__(self, account: str, container: str, prefix: str, options: StoreOptions) -> None:
+    def __init__(
+        self,
+        account: str,
+        container: str,
+        prefix: str,
+        options: StoreOptions,
+        observer: VerificationObserver | None = None,
+    ) -> None:
         """Raise `Denied` without credentials, `ConfigError` for ones of another account."""
         self._account = account
         self._name = container
@@ -88,6 +95,7 @@ class AzureStore:
         with self._translated("connect"):
             self._container = _client(account, container, options)
         self._endpoint = f"{self._container.scheme}://{self._container.primary_hostname}"
+        self._md5 = AnsweredMd5(self.url, observer)
 
     @property
     def url(self) -> str:
@@ -157,7 +165,7 @@ class AzureStore:
         except _RangeBeyondEnd:
             return b""
         if whole and stored.get("md5"):
-            self._check_md5(base64.b64decode(stored["md5"]), md5_of(body), f"read {path}")
+            self._md5.compare(base64.b64decode(stored["md5"]), md5_of(body), f"read {path}")
         return body
 
     def write(
@@ -181,8 +189,8 @@ class AzureStore:
                 content_settings=ContentSettings(content_md5=bytearray(digest)),
                 headers={"Content-MD5": base64.b64encode(digest).decode("ascii")},
             )
-        if answer.get("content_md5"):
-            self._check_md5(bytes(answer["content_md5"]), digest, what)
+        stored = bytes(answer.get("content_md5") or b"")
+        self._md5.check(stored, digest, what, lambda: self.read(path))
         return FileMeta(
             path=path,
             size=len(sent),
@@ -321,8 +329,7 @@ class AzureStore:
                 length=len(data),
                 headers={"Content-MD5": base64.b64encode(digest).decode("ascii")},
             )
-        if answer.get("content_md5"):
-            self._check_md5(bytes(answer["content_md5"]), digest, what)
+        self._md5.check(bytes(answer.get("content_md5") or b""), digest, what)
 
     def _blocks(self, path: str, what: str) -> Sequence[tuple[bytes, int, bytes, int]]:
         """Return (upload, number, MD5, size) of the blocks of ours that wait under a name."""
@@ -369,12 +376,6 @@ class AzureStore:
                 f"{self.url}: no tier {storage_class!r} in Azure: use {', '.join(known)}"
             )
         return known[storage_class]
-
-    def _check_md5(self, stored: bytes, here: bytes, what: str) -> None:
-        if stored != here:
-            raise TransferCorrupt(
-                f"{self.url}: {what}: MD5 {here.hex()} here, {stored.hex()} in the store"
-            )
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:

@@ -50,6 +50,7 @@ from s3fs_banyan.remote.base import Capabilities, FileMeta, check_path, check_ra
 from s3fs_banyan.remote.gcs_errors import error_of, missing
 from s3fs_banyan.remote.http_session import WholeBodySession
 from s3fs_banyan.remote.options import StoreOptions
+from s3fs_banyan.remote.verification import AnsweredMd5, VerificationObserver
 
 LIST_PAGE_MAX = 1000
 _DELETES_AT_ONCE: Final = 8
@@ -60,7 +61,13 @@ _FIELDS: Final = "items(name,size,md5Hash,etag,updated,storageClass),nextPageTok
 class GoogleStore:
     """Objects of one bucket, under one prefix. Building it asks the store nothing."""
 
-    def __init__(self, bucket: str, prefix: str, options: StoreOptions) -> None:
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str,
+        options: StoreOptions,
+        observer: VerificationObserver | None = None,
+    ) -> None:
         """Raise `Denied` if there are no usable credentials; `prefix` may be empty."""
         self._name = bucket
         self._key_prefix = f"{check_path(prefix)}/" if prefix else ""
@@ -70,6 +77,7 @@ class GoogleStore:
         timeout = (options.connect_timeout_s, options.read_timeout_s)
         self._once: dict[str, Any] = {"timeout": timeout, "retry": None}
         """What goes with every call of the SDK: our time-outs, and one attempt."""
+        self._md5 = AnsweredMd5(self.url, observer)
 
     @property
     def url(self) -> str:
@@ -130,7 +138,7 @@ class GoogleStore:
             raise Unavailable(f"{self.url}: read {path}: it was missing a moment ago") from error
         body = sink.getvalue()
         if not asked and blob.md5_hash:
-            self._check_md5(blob.md5_hash, md5_of(body), f"read {path}")
+            self._md5.compare(base64.b64decode(blob.md5_hash), md5_of(body), f"read {path}")
         return body
 
     def write(
@@ -148,8 +156,8 @@ class GoogleStore:
         what = f"write {path}"
         with self._translated(what, missing_is_bucket=True):
             stored = self._upload(key, sent, digest, generation, storage_class)
-            if stored.get("md5Hash"):
-                self._check_md5(stored["md5Hash"], digest, what)
+            answered = base64.b64decode(stored.get("md5Hash") or "")
+            self._md5.check(answered, digest, what, lambda: self.read(path))
             return FileMeta(
                 path=path,
                 size=int(stored["size"]),
@@ -228,13 +236,6 @@ class GoogleStore:
 
     def _key(self, path: str) -> str:
         return self._key_prefix + check_path(path)
-
-    def _check_md5(self, stored: str, here: bytes, what: str) -> None:
-        if base64.b64decode(stored) != here:
-            raise TransferCorrupt(
-                f"{self.url}: {what}: MD5 {here.hex()} here, "
-                f"{base64.b64decode(stored).hex()} in the store"
-            )
 
     def _meta_of(self, path: str, blob: Any, what: str) -> FileMeta:  # noqa: ANN401  # the SDK has no types
         if blob.size is None or blob.updated is None:

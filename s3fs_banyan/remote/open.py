@@ -20,8 +20,8 @@ from s3fs_banyan.remote.local import LocalStore
 from s3fs_banyan.remote.options import StoreOptions, StoreUrl, parse_store_url
 from s3fs_banyan.remote.pacer import Pacer, PacingOptions
 from s3fs_banyan.remote.pacing import PacingLayer, PacingObserver
-from s3fs_banyan.remote.s3_integrity import VerificationObserver
 from s3fs_banyan.remote.traffic import Traffic
+from s3fs_banyan.remote.verification import VerificationObserver
 
 _FIRST_AT_ONCE = 4
 _SPARE_THREADS = 8
@@ -105,29 +105,33 @@ def open_bare_store(
     if url.scheme == "file":
         return LocalStore(url.directory, create=create, is_known=is_known)
     if url.scheme == "az":
-        return _azure_store(url, options)
+        return _azure_store(url, options, verified)
     if url.scheme == "gs":
-        return _google_store(url, options)
+        return _google_store(url, options, verified)
     # Here and not above: the SDK takes a quarter of the start of every command to import.
     from s3fs_banyan.remote.s3 import S3Store
 
     return S3Store(url.bucket, url.prefix, options, observer=verified)
 
 
-def _azure_store(url: StoreUrl, options: StoreOptions) -> RemoteFileSystem:
+def _azure_store(
+    url: StoreUrl, options: StoreOptions, verified: VerificationObserver | None
+) -> RemoteFileSystem:
     try:
         from s3fs_banyan.remote.azure import AzureStore
     except ModuleNotFoundError as error:
         raise _not_installed(error, "azure") from error
-    return AzureStore(url.account, url.bucket, url.prefix, options)
+    return AzureStore(url.account, url.bucket, url.prefix, options, verified)
 
 
-def _google_store(url: StoreUrl, options: StoreOptions) -> RemoteFileSystem:
+def _google_store(
+    url: StoreUrl, options: StoreOptions, verified: VerificationObserver | None
+) -> RemoteFileSystem:
     try:
         from s3fs_banyan.remote.gcs import GoogleStore
     except ModuleNotFoundError as error:
         raise _not_installed(error, "gcs") from error
-    return GoogleStore(url.bucket, url.prefix, options)
+    return GoogleStore(url.bucket, url.prefix, options, verified)
 
 
 def _not_installed(error: ModuleNotFoundError, extra: str) -> ConfigError:

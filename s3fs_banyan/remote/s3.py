@@ -47,7 +47,8 @@ from s3fs_banyan.remote.s3_answers import (
 )
 from s3fs_banyan.remote.s3_client import BODY_KIND, from_sdk, make_client, quotes
 from s3fs_banyan.remote.s3_errors import error_of
-from s3fs_banyan.remote.s3_integrity import How, Integrity, Sums, Upload, VerificationObserver
+from s3fs_banyan.remote.s3_integrity import Integrity, Sums, Upload
+from s3fs_banyan.remote.verification import How, VerificationObserver
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

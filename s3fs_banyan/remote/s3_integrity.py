@@ -24,23 +24,15 @@ import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final
 
 from s3fs_banyan.errors import Misconfigured
 from s3fs_banyan.remote.base import Summed
+from s3fs_banyan.remote.verification import How
 
 VERIFY_MODES: Final = ("auto", "etag", "checksum", "read-back", "none")
 
-How = Literal["etag", "checksum", "read_back", "content_md5"]
-"""By what an upload was verified; the label of the metric."""
-
 _MD5_ETAG: Final = re.compile(r"[0-9a-f]{32}")
-
-
-class VerificationObserver(Protocol):
-    """Who wants to know by what each upload was verified; called in the thread that made it."""
-
-    def verified(self, how: How, *, good: bool) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

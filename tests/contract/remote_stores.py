@@ -24,6 +24,7 @@ from s3fs_banyan.remote.memory import MemoryStore
 from s3fs_banyan.remote.open import paced
 from s3fs_banyan.remote.options import StoreOptions
 from s3fs_banyan.remote.s3 import S3Store
+from s3fs_banyan.remote.verification import VerificationObserver
 from tests.servers import AzuriteServer, GcsServer, ObjectServer
 
 BARE = ("memory", "local", "seaweed", "moto", "azurite", "gcs")
@@ -94,16 +95,18 @@ def azure_options(server: AzuriteServer, **changes: object) -> StoreOptions:
     return StoreOptions(**(values | changes))  # type: ignore[arg-type]
 
 
-def azure_store(server: AzuriteServer) -> AzureStore:
+def azure_store(server: AzuriteServer, observer: VerificationObserver | None = None) -> AzureStore:
     """Return an empty store on a server, under a prefix of its own in a shared container."""
     prefix = f"some/where-{next(_prefix_numbers)}"
-    return AzureStore(server.account, _bucket_of(server), prefix, azure_options(server))
+    options = azure_options(server)
+    return AzureStore(server.account, _bucket_of(server), prefix, options, observer)
 
 
-def gcs_store(server: GcsServer) -> GoogleStore:
+def gcs_store(server: GcsServer, observer: VerificationObserver | None = None) -> GoogleStore:
     """Return an empty store on a server, under a prefix of its own in a shared bucket."""
     options = StoreOptions(endpoint_url=server.endpoint_url, read_timeout_s=60.0)
-    return GoogleStore(_bucket_of(server), f"some/where-{next(_prefix_numbers)}", options)
+    prefix = f"some/where-{next(_prefix_numbers)}"
+    return GoogleStore(_bucket_of(server), prefix, options, observer)
 
 
 def store_on(server: ObjectServer, **changes: object) -> RemoteFileSystem:

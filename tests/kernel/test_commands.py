@@ -8,8 +8,10 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,6 +106,8 @@ def test_what_is_looked_at_without_mounting_is_what_was_mounted(
     tree = command.run("tree", url, "deep", *config).stdout
     assert "└── sparse" in tree
     assert "    └── zeros" in tree.replace("│", " ")
+    nested = json.loads(command.run("tree", "--json", url, *config).stdout)
+    assert set(_paths_in(nested)) == {"", *before}
     read = subprocess.run(
         [*PROGRAM, "cat", url, "link/../hard", *config], capture_output=True, check=False
     )
@@ -118,6 +122,32 @@ def test_what_is_looked_at_without_mounting_is_what_was_mounted(
     assert os.getxattr(target / "small", b"user.colour") == b"red"
     assert (target / "deep" / "sparse").stat().st_blocks * 512 < 4_000_000
     assert command.run("umount", str(place)).returncode == 0
+
+
+def _paths_in(entry: dict[str, Any]) -> Iterator[str]:
+    yield entry["path"]
+    for child in entry.get("children", ()):
+        yield from _paths_in(child)
+
+
+def test_a_tree_is_shown_however_deep_it_is(command: Background) -> None:
+    """Deeper than Python may recurse."""
+    place = command.mount()
+    depth = sys.getrecursionlimit() + 200
+    directory = os.open(place, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=directory)
+        below = os.open("d", os.O_RDONLY, dir_fd=directory)
+        os.close(directory)
+        directory = below
+    os.close(directory)
+    assert command.run("umount", str(place)).returncode == 0
+    words = [command.volume.url, "--config", str(command.config)]
+    shown = command.run("tree", "--json", *words)
+    assert shown.returncode == 0
+    assert shown.stdout.count('"children": [') == depth + 1
+    assert shown.stdout.endswith("[" + "]}" * (depth + 1) + "\n")
+    assert command.run("tree", *words).stdout.count("└── d") == depth
 
 
 def test_status_names_what_counts(command: Background) -> None:
@@ -186,16 +216,49 @@ def test_a_busy_mount_names_who_holds_it_and_stays(command: Background) -> None:
     assert command.run("umount", str(place)).returncode == 0
 
 
+def test_a_mount_of_another_namespace_is_not_waited_for(command: Background) -> None:
+    """Nobody here could detach it: the command would wait until somebody does there."""
+    with subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "cat"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as stranger:
+        assert stranger.stdin is not None
+        assert stranger.stdout is not None
+        print("here", file=stranger.stdin, flush=True)
+        assert stranger.stdout.readline() == "here\n"  # it has its namespace before the mount
+        place = command.mount()
+        there = ["nsenter", "--mount", "--target", str(stranger.pid)]
+        done = subprocess.run(
+            [*there, *PROGRAM, "umount", str(place)],
+            capture_output=True,
+            text=True,
+            timeout=WITHIN_S,
+            check=False,
+        )
+        stranger.stdin.close()
+    assert done.returncode == ExitCode.MOUNTPOINT
+    assert "another mount namespace" in done.stderr
+    assert mount_source(place) is not None
+    assert command.run("umount", str(place)).returncode == 0
+
+
 def test_a_lazy_umount_detaches_and_waits_for_the_last_user(command: Background) -> None:
     """What the last user writes after the detaching reaches the store, too."""
-    place = command.mount()
+    place = command.mount("mnt", "--commit-interval", "1s")
     with (place / "held").open("wb") as file:
-        running = subprocess.Popen([*PROGRAM, "umount", "--lazy", str(place)])
+        running = subprocess.Popen(
+            [*PROGRAM, "umount", "--lazy", str(place)], stderr=subprocess.PIPE, text=True
+        )
         wait_until(lambda: mount_source(place) is None)
         file.write(b"late")
         file.flush()
+        assert running.stderr is not None
+        assert "still in use" in running.stderr.readline()
         assert running.poll() is None
-    assert running.wait(WITHIN_S) == 0
+    with running:
+        assert running.wait(WITHIN_S) == 0
     read = command.run("cat", command.volume.url, "held", "--config", str(command.config))
     assert read.stdout == "late"
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from s3fs_banyan.errors import ExitCode
 from tests.kernel.conftest import MakeMount, MakeVolume
+from tests.kernel.mounts import PROGRAM
 
 
 def test_a_writer_that_slept_publishes_nothing_more(
@@ -35,6 +38,9 @@ def test_a_writer_that_slept_publishes_nothing_more(
         os.fsync(descriptor)
     os.close(descriptor)
     assert str(first.cache_dir) in str(first.status()["read_only"])
+    asked = [*PROGRAM, "sync", str(first.path)]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == ExitCode.WRITER, done.stderr
     assert (first.path / "common").read_bytes() == b"of both"
     seq = second.number("commit", "seq")
     first.umount()

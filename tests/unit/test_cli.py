@@ -104,7 +104,7 @@ def test_mount_options_of_others_are_left_to_them() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("noexec", "unknown option"),
+        ("noexec", "write `exec` behind them"),
         ("cache_sizes=1GiB", "did you mean 'cache-size'"),
         ("takeover=1", "takes no value"),
         ("cache-size", "needs a value"),
@@ -211,6 +211,8 @@ def test_every_trouble_of_a_mount_is_said_first() -> None:
     for word in ("OFFLINE", "epoch 7", "/some/aside", "3 writers", "timed out", "FULL", "8 min"):
         assert word in said
     assert "clocks differ" in said
+    for obstacle, word in {"refused": "REFUSED", "local": "HELD UP", "away": "OFFLINE"}.items():
+        assert word in troubles(bad | {"obstacle": obstacle})[0][1]
 
 
 def test_check_says_that_it_had_no_state_to_compare_with(tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 from collections.abc import Iterator
 
 import pytest
 
-from s3fs_banyan.errors import Unavailable
+from s3fs_banyan.errors import TransferCorrupt, Unavailable
 from s3fs_banyan.remote.azure import AzureStore
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.gcs import GoogleStore
 from s3fs_banyan.remote.options import StoreOptions
+from s3fs_banyan.remote.verification import How, VerificationObserver
 from tests.unit.scripted_http import Drip, Exchange, Script, serving
 
 WHOLE = bytes(range(250)) * 4
@@ -32,17 +34,19 @@ every_cloud = pytest.mark.parametrize("cloud", ["azure", "google"])
 
 
 @contextlib.contextmanager
-def store_at(cloud: str, script: Script) -> Iterator[RemoteFileSystem]:
+def store_at(
+    cloud: str, script: Script, observer: VerificationObserver | None = None
+) -> Iterator[RemoteFileSystem]:
     """Give a store of the cloud at a server with this script, without layers."""
     with serving(script) as url:
         store: RemoteFileSystem
         if cloud == "azure":
             key = base64.b64encode(b"k" * 32).decode()
             at = StoreOptions(endpoint_url=f"{url}/account", account_key=key, read_timeout_s=0.3)
-            store = AzureStore("account", "box", "", at)
+            store = AzureStore("account", "box", "", at, observer)
         else:
             at = StoreOptions(endpoint_url=url, read_timeout_s=0.3)
-            store = GoogleStore("bucket", "", at)
+            store = GoogleStore("bucket", "", at, observer)
         try:
             yield store
         finally:
@@ -86,3 +90,51 @@ def test_a_range_of_another_length_is_not_returned(cloud: str, count: int) -> No
         pytest.raises(Unavailable, match="was asked for"),
     ):
         store.read("x", offset=BEGIN, length=LENGTH)
+
+
+class Verdicts:
+    """Remembers by what uploads were verified."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[How, bool]] = []
+
+    def verified(self, how: How, *, good: bool) -> None:
+        self.seen.append((how, good))
+
+
+def keeping(body: bytes) -> Script:
+    """Return a script: a gateway that answers an upload without its MD5, and keeps these bytes."""
+    described = {"name": "x", "size": str(len(body)), "etag": "e", "generation": "1"}
+    described["updated"] = "2026-11-30T10:00:00+00:00"
+    headers = {name: value for name, value in HEADERS.items() if name != "Content-Range"}
+
+    def script(exchange: Exchange) -> None:
+        if exchange.command == "GET":
+            asked = exchange.headers.get("x-ms-range")  # Azure's SDK asks for a range always
+            part = {"Content-Range": f"bytes 0-{len(body) - 1}/{len(body)}"} if asked else {}
+            exchange.begin(
+                206 if asked else 200, {**headers, **part, "Content-Length": str(len(body))}
+            )
+            exchange.wfile.write(body)
+            return
+        exchange.body()
+        told = json.dumps(described).encode() if exchange.command == "POST" else b""
+        kind = {"Content-Type": "application/json"} if told else {}
+        exchange.begin(200 if told else 201, {**headers, **kind, "Content-Length": str(len(told))})
+        exchange.wfile.write(told)
+
+    return script
+
+
+@every_cloud
+def test_an_answer_without_an_md5_is_not_believed(cloud: str) -> None:
+    """A gateway may check nothing: the object is read back."""
+    verdicts = Verdicts()
+    with store_at(cloud, keeping(b"some bytes"), verdicts) as store:
+        assert store.write("x", b"some bytes").size == 10
+    with (
+        store_at(cloud, keeping(b"other bits"), verdicts) as store,
+        pytest.raises(TransferCorrupt, match="MD5"),
+    ):
+        store.write("x", b"some bytes")
+    assert verdicts.seen == [("read_back", True), ("read_back", False)]

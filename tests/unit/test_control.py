@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from s3fs_banyan.app import control
+from s3fs_banyan.errors import ExitCode, UsageError
 
 MOUNTPOINT = Path("/some/where")
 
@@ -29,14 +30,21 @@ async def _status(_: control.Progress) -> dict[str, object]:
     return {"is": "there"}
 
 
+async def _fenced(_: control.Progress) -> dict[str, object]:
+    raise UsageError("another writer owns it", exit_code=ExitCode.WRITER)
+
+
 async def _told(_: control.Progress, argument: str) -> dict[str, object]:
     return {"told": argument}
+
+
+COMMANDS = {"status": _status, "told": _told, "fenced": _fenced}
 
 
 @asynccontextmanager
 async def _serving() -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
-        await nursery.start(control.serve_control, MOUNTPOINT, {"status": _status, "told": _told})
+        await nursery.start(control.serve_control, MOUNTPOINT, COMMANDS)
         yield
         nursery.cancel_scope.cancel()
 
@@ -91,6 +99,7 @@ async def test_a_command_that_fails_is_told_to_who_asked(
     async with _serving():
         assert "error" in await _answer("told")
         assert "error" in await _answer("status", "argument")
+        assert await _answer("fenced") == {"error": "another writer owns it", "exit_code": 8}
         assert await _answer("told", "ü") == {"result": {"told": "ü"}}
 
 

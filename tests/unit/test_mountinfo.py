@@ -23,7 +23,7 @@ OURS = (
 def mountinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that stands for the kernel's."""
     path = tmp_path / "mountinfo"
-    monkeypatch.setattr(kernel, "_MOUNTINFO", path)
+    monkeypatch.setattr(kernel, "_mountinfo_of", lambda _: path)
     return path
 
 

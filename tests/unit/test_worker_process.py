@@ -24,7 +24,7 @@ from s3fs_banyan.commit.seal_job import SealedPack, SealingLost, SealJob
 from s3fs_banyan.commit.worker import WorkerDied, WorkerProcess
 from s3fs_banyan.commit.worker_main import WorkerServer
 from s3fs_banyan.data.cache import DiskBlockCache
-from s3fs_banyan.errors import BanyanFSError
+from s3fs_banyan.errors import BanyanFSError, Denied, SealFailed, Throttled, Unavailable
 from s3fs_banyan.observe import Metrics
 from s3fs_banyan.remote.layers import MeterLayer
 from s3fs_banyan.remote.memory import MemoryStore
@@ -301,3 +301,21 @@ async def test_a_sealing_that_somebody_waits_for_does_not_stand_behind_all_other
             assert worker.pid is not None
             assert os.getpriority(os.PRIO_PROCESS, worker.pid) == 5
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("kind", "made"),
+    [
+        ("OSError", SealFailed),
+        ("MemoryError", SealFailed),
+        ("Denied", Denied),
+        ("Throttled", Throttled),
+        ("BrokenBody", Unavailable),
+        ("SealingLost", SealingLost),
+    ],
+)
+def test_what_is_not_the_stores_fault_is_not_called_so(kind: str, made: type[Exception]) -> None:
+    """A local disk that fails was reported as a store that is away."""
+    error = worker_module._error_from({"error": kind, "message": "why"})
+    assert type(error) is made
+    assert "why" in str(error)
