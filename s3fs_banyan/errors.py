@@ -132,18 +132,22 @@ class TransferCorrupt(StoreError):
     retryable: ClassVar[bool] = True
 
 
-class SealFailed(StoreError):
-    """What the store was to get could not be made ready on this machine: its disk, its memory."""
-
-    retryable: ClassVar[bool] = True
-
-
 class Denied(StoreError):
     """Credentials are missing, wrong, or do not allow the call."""
 
 
 class Misconfigured(StoreError):
     """The store refuses for a reason that no retry will cure: bucket, region, capability."""
+
+
+class SealFailed(BanyanFSError):
+    """What the store was to get could not be made ready on this machine: its disk, its memory.
+
+    The attempt may be made again; the store has nothing to do with it.
+    """
+
+    exit_code = ExitCode.LOCAL
+    retryable: ClassVar[bool] = True
 
 
 # --- stored bytes ------------------------------------------------------------------------

@@ -87,8 +87,23 @@ class KernelMount:
                 + (": mounting needs root (CAP_SYS_ADMIN)" if code == errno.EPERM else ""),
                 exit_code=ExitCode.FUSE,
             )
-        self._device = _device_of(mountpoint)
-        self.init_request = os.read(self.fd, _INIT_BUFFER)
+        try:
+            self._device = _device_of(mountpoint)
+            self.init_request = os.read(self.fd, _INIT_BUFFER)
+        except OSError as error:
+            self._abandon()
+            raise UsageError(
+                f"mount on {mountpoint} failed: the kernel did not begin it ({error.strerror})",
+                exit_code=ExitCode.FUSE,
+            ) from error
+
+    def _abandon(self) -> None:
+        """Leave no dead mount behind: closing the descriptor ends it, and detaching removes it."""
+        os.close(self.fd)
+        try:
+            unmount(self.mountpoint, lazy=True)
+        except OSError as error:  # whoever unmounted it was why INIT could not be read
+            log.info("unmount: %s", error)
 
     def detach(self) -> None:
         """Unmount lazily, if this mount is still what lies there; what goes wrong is logged.

@@ -47,6 +47,7 @@ from s3fs_banyan.errors import (
     BanyanFSError,
     Fenced,
     LocalDiskFull,
+    SealFailed,
     StoreError,
 )
 from s3fs_banyan.format.commit import CommitFooter, commit_digest, encode_footer
@@ -366,7 +367,7 @@ class Committer:
                     break
                 try:
                     pack = await self._worker.seal_pack(number)
-                except (SealingLost, StoreError) as error:
+                except (SealingLost, StoreError, SealFailed) as error:
                     # Not out of the nursery: that would wrap it in a group that nobody catches.
                     failure.append(error)
                     limit.release()
@@ -503,11 +504,11 @@ class Committer:
     ) -> T:
         """Repeat an attempt until the store takes it: a store that is away is no error.
 
-        Permanent errors of the store (access denied, bucket gone) are waited out, too, loudly:
-        a person can cure them, and nothing is lost meanwhile. While it waits it makes local
-        cuts, beside the commit whose dirty set is `frozen` if its PUT was started. A commit that
-        no PUT was started for stands in their way: if it `may_give_up`, `_StoreAway` is raised
-        once a local cut is due and the store is away.
+        Permanent errors of the store (access denied, bucket gone) are waited out, too, loudly,
+        as is what fails on this machine: a person can cure them, and nothing is lost meanwhile.
+        While it waits it makes local cuts, beside the commit whose dirty set is `frozen` if its
+        PUT was started. A commit that no PUT was started for stands in their way: if it
+        `may_give_up`, `_StoreAway` is raised once a local cut is due and the store is away.
         """
         delay_s = _RETRY_FIRST_S
         now_ns = self._ctx.runtime.monotonic_ns
@@ -515,7 +516,7 @@ class Committer:
             begin_ns = now_ns()
             try:
                 result = await attempt()
-            except StoreError as error:
+            except (StoreError, SealFailed) as error:
                 if name in self._ctx.metrics.commit_failures:
                     self._ctx.metrics.commit_failures[name].add()
                 text = f"{name}: {error}"

@@ -33,7 +33,7 @@ from s3fs_banyan.commit.outbox import Outbox
 from s3fs_banyan.commit.seal_job import LocalBody, SealingLost, SealJob
 from s3fs_banyan.commit.state import EngineState
 from s3fs_banyan.commit.worker import Worker
-from s3fs_banyan.errors import LocalDiskFull, StoreError
+from s3fs_banyan.errors import LocalDiskFull, SealFailed, StoreError
 from s3fs_banyan.meta.base import Base, base_files, begin_base
 from s3fs_banyan.meta.database import open_database
 from s3fs_banyan.meta.delta import DeltaCounts, add_moves, gone_keys, write_local_delta
@@ -128,7 +128,7 @@ class LocalCutter:
             body = await self._seal(cut, base)
             ctx.runtime.failpoint(FP_LOCAL_SEALED)
             needed = await self._apply(cut, base, body)
-        except (LocalDiskFull, StoreError, SealingLost, OSError) as error:
+        except (LocalDiskFull, StoreError, SealFailed, SealingLost, OSError) as error:
             await undo_cut(state, cut)
             return self._put_off(str(error))
         ctx.runtime.failpoint(FP_LOCAL_APPLIED)

@@ -29,7 +29,7 @@ Obstacle = Literal["", "away", "refused", "local"]
 NO_OBSTACLE: Final = ""
 
 
-def obstacle_of(error: StoreError) -> Obstacle:
+def obstacle_of(error: StoreError | SealFailed) -> Obstacle:
     """Return which obstacle a failed attempt to publish has met."""
     if isinstance(error, SealFailed):
         return "local"

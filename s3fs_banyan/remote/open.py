@@ -45,7 +45,7 @@ def open_store(
     """Return the store of a URL with its layers: metered if there is an observer, paced, retried.
 
     `verified` is told by what each upload was believed, `way` of queues, retries and hedges;
-    `reads` is the class of reads that say nothing.
+    `reads` is the class of this process's reads.
     Raises `ConfigError` for the URL or an SDK that is not installed, `Denied` where Azure or
     Google finds no credentials, and `Misconfigured` for a directory that is not there (unless
     `create`, or `is_known`: its volume was used before, so this is an outage). No service is

@@ -67,7 +67,7 @@ class PacingLayer(_Layer):
         observer: PacingObserver | None = None,
         clock: Callable[[], float] = monotonic_s,
     ) -> None:
-        """`reads` is the class of a read that says nothing; `clock` gives monotonic seconds."""
+        """`reads` is the class of this process's reads; `clock` gives monotonic seconds."""
         super().__init__(inner)
         self._pacer = pacer
         self._reads = reads

@@ -3,18 +3,13 @@
 Most of it follows from the call. Large writes and parts are **uploads**: nobody waits for one of
 them in particular. Reads are **demand**: somebody waits for the bytes. The rest is **control**:
 listings, deletes, looks, small writes, and every create-if-absent, which is how a commit is
-published. Only two sorts of read differ and say so: the reads of a process that serves nobody
-(the worker's compaction; `reads` of `open_store`), and reads ahead of what was asked for::
-
-    with reading_ahead():
-        store.read(...)
+published. One sort of read differs: those of a process that serves nobody, the worker's
+compaction, are **prefetch** (`reads` of `open_store`). What a mount reads ahead is demand:
+whoever reads on in order waits for it next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from enum import StrEnum
 from typing import Final
 
@@ -31,23 +26,10 @@ class Traffic(StrEnum):
     CONTROL = "control"
 
 
-_ahead: ContextVar[bool] = ContextVar("reading_ahead", default=False)
-
-
-@contextmanager
-def reading_ahead() -> Iterator[None]:
-    """Mark the reads made in this context, and in threads that trio starts from it, as prefetch."""
-    token = _ahead.set(True)
-    try:
-        yield
-    finally:
-        _ahead.reset(token)
-
-
 def traffic_of(verb: str, bytes_sent: int, reads: Traffic) -> Traffic:
-    """Return the class of a request; `reads` is that of a read which says nothing."""
+    """Return the class of a request; `reads` is that of this process's reads."""
     if verb == "read":
-        return Traffic.PREFETCH if _ahead.get() else reads
+        return reads
     if verb in {"write", "upload_part"} and bytes_sent >= BULK_BYTES_MIN:
         return Traffic.UPLOAD
     return Traffic.CONTROL

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
+from s3fs_banyan import kernel
+from s3fs_banyan.errors import ExitCode, UsageError
 from s3fs_banyan.kernel import KernelMount, KernelOptions, mount_source, unmount
 from tests.kernel.conftest import MakeMount
 from tests.kernel.mounts import Volume
@@ -34,6 +37,23 @@ def test_a_mount_that_is_gone_detaches_nothing(tmp_path: Path, *, lazily: bool) 
             os.close(mount.fd)
         if mount_source(tmp_path) is not None:
             unmount(tmp_path, lazy=True)
+
+
+def test_a_mount_that_does_not_begin_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead mount would answer ENOTCONN to everybody until a person unmounts it."""
+
+    def fail(_: Path) -> str:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel, "_device_of", fail)
+        with pytest.raises(UsageError, match="did not begin") as caught:
+            KernelMount(tmp_path, "first", KernelOptions())
+    assert caught.value.exit_code == ExitCode.FUSE
+    assert mount_source(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_signal_unmounts_a_follower(volume: Volume, make_mount: MakeMount) -> None:

@@ -26,7 +26,7 @@ from s3fs_banyan.remote.limiter import Bounds
 from s3fs_banyan.remote.memory import MemoryStore
 from s3fs_banyan.remote.pacer import Pacer, PacingOptions
 from s3fs_banyan.remote.pacing import PacingLayer, hint_to, share_of
-from s3fs_banyan.remote.traffic import BULK_BYTES_MIN, Traffic, reading_ahead, traffic_of
+from s3fs_banyan.remote.traffic import BULK_BYTES_MIN, Traffic, traffic_of
 from s3fs_banyan.runtime import start_spare_thread
 
 BULK = bytes(BULK_BYTES_MIN)
@@ -202,11 +202,9 @@ def test_class_follows_from_the_call(verb: str, size: int, expected: Traffic) ->
     assert traffic_of(verb, size, Traffic.DEMAND) is expected
 
 
-def test_reading_ahead_is_said_for_a_while() -> None:
-    with reading_ahead():
-        assert traffic_of("read", 0, Traffic.DEMAND) is Traffic.PREFETCH
-        assert traffic_of("stat", 0, Traffic.DEMAND) is Traffic.CONTROL
-    assert traffic_of("read", 0, Traffic.DEMAND) is Traffic.DEMAND
+def test_reads_of_a_process_that_serves_nobody_are_prefetch() -> None:
+    assert traffic_of("read", 0, Traffic.PREFETCH) is Traffic.PREFETCH
+    assert traffic_of("stat", 0, Traffic.PREFETCH) is Traffic.CONTROL
 
 
 # --- when to ask again, and when to give up ------------------------------------------------
