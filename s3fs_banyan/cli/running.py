@@ -183,16 +183,14 @@ class _Held:
     def look(self, progress: dict[str, Any]) -> None:
         """Note one report of the daemon, which sends several a second."""
         now_s = trio.current_time()
-        if progress["operations_left"]:
-            self._idle_since_s = now_s
-        if self._idle_since_s is None:
+        if progress["operations_left"] or self._idle_since_s is None:
             self._idle_since_s = now_s
         if not self._said and now_s - self._idle_since_s > _HELD_S:
             self._said = True
             say(
-                f"{self._place} is detached and everything is in the store, but the file system "
-                "is still in use: files are open in it, or it is mounted in another place or "
-                "mount namespace, too. Waiting for the last user"
+                f"{self._place} is detached and everything is in the store, but its daemon goes "
+                "on: the file system may be still in use, by open files or mounted in another "
+                "place or mount namespace, too. Waiting for its end"
             )
 
 
