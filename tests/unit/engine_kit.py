@@ -5,7 +5,7 @@ Nothing runs by itself: a test calls the committer and the reclaimer step by ste
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,12 @@ from s3fs_banyan.commit.worker import InlineWorker, Worker
 from s3fs_banyan.data.blocks import BlockCache, MemoryBlockCache
 from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
-from s3fs_banyan.journal.disk import RealDisk
+from s3fs_banyan.journal.disk import DiskFile, RealDisk, datasync_all
 from s3fs_banyan.journal.segment import JournalSettings
 from s3fs_banyan.observe import Metrics
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.memory import MemoryStore
+from s3fs_banyan.runtime import Runtime
 from s3fs_banyan.vfs.filesystem import Caller
 
 T = TypeVar("T")
@@ -71,6 +72,13 @@ class StepRuntime:
         self.passed.append(name)
 
 
+class InlineDisk(RealDisk):
+    """A disk that syncs inline: a virtual clock would run on while the kernel does it."""
+
+    async def datasync(self, files: Sequence[DiskFile], runtime: Runtime) -> None:
+        await runtime.in_thread(datasync_all, files, pool="fsync")
+
+
 class World:
     """A store and a clock that several machines share."""
 
@@ -96,7 +104,7 @@ class World:
         self.runtime.boot = boot
         return Context(
             runtime=self.runtime,
-            disk=RealDisk(),
+            disk=InlineDisk(),
             store=store or self.store,
             metrics=Metrics(),
             local=local,

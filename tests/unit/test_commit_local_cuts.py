@@ -21,13 +21,20 @@ from s3fs_banyan.commit.cut import CutTaken
 from s3fs_banyan.commit.seal_job import LocalBody
 from s3fs_banyan.errors import Corrupt, ExitCode, Refused, Unavailable
 from s3fs_banyan.format.keys import LOG_PREFIX
-from s3fs_banyan.journal.disk import RealDisk
 from s3fs_banyan.journal.segment import JournalSettings
 from s3fs_banyan.meta import database
 from s3fs_banyan.meta.base import Base
 from s3fs_banyan.remote.base import FileMeta
 from tests.unit.counting_store import CountingStore
-from tests.unit.engine_kit import SECOND_NS, World, engine_settings, names, running, write_file
+from tests.unit.engine_kit import (
+    SECOND_NS,
+    InlineDisk,
+    World,
+    engine_settings,
+    names,
+    running,
+    write_file,
+)
 from tests.unit.process_like import drained_within
 from tests.unit.test_commit_outbox import remove
 
@@ -104,7 +111,7 @@ async def cut_locally(engine: Engine) -> None:
     assert engine.ctx.metrics.local_cuts.read(), "no local cut was made"
 
 
-class DyingDisk(RealDisk):
+class DyingDisk(InlineDisk):
     """Dies before the given one of its changes to names."""
 
     def __init__(self, changes_left: int) -> None:

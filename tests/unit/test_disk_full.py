@@ -13,10 +13,9 @@ import trio
 
 from s3fs_banyan.app.engine import Engine
 from s3fs_banyan.errors import NoSpace
-from s3fs_banyan.journal.disk import RealDisk
 from s3fs_banyan.journal.segment import JournalSettings
 from tests.unit.counting_store import CountingStore
-from tests.unit.engine_kit import ROOT, World, engine_settings, running
+from tests.unit.engine_kit import ROOT, InlineDisk, World, engine_settings, running
 
 pytestmark = pytest.mark.allow_log_warnings
 
@@ -27,7 +26,7 @@ WAITS_S = 10.0
 """Longer than an error takes to come; a wait is told from one by nothing else."""
 
 
-class SmallDisk(RealDisk):
+class SmallDisk(InlineDisk):
     """A disk of 64 MiB that holds one local directory, and what others put there."""
 
     def __init__(self, root: Path) -> None:

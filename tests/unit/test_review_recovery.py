@@ -13,10 +13,10 @@ import pytest
 from s3fs_banyan.errors import Corrupt, Refused, Unavailable
 from s3fs_banyan.format.checksum import Bytes
 from s3fs_banyan.format.keys import log_key
-from s3fs_banyan.journal.disk import DiskFile, RealDisk
+from s3fs_banyan.journal.disk import DiskFile
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.memory import MemoryStore
-from tests.unit.engine_kit import World, names, read_file, running, write_file
+from tests.unit.engine_kit import InlineDisk, World, names, read_file, running, write_file
 
 pytestmark = pytest.mark.allow_log_warnings
 
@@ -261,7 +261,7 @@ class _File:
         self._file.close()
 
 
-class FailingDisk(RealDisk):
+class FailingDisk(InlineDisk):
     """A disk that fails the next syncs of journal segments."""
 
     failures_left = 0
@@ -276,7 +276,7 @@ async def test_a_commit_whose_cut_was_rewritten_seals_the_good_copy(
 ) -> None:
     """The sync of the CUT failed: what the first segment holds is not to be trusted."""
     disk = FailingDisk()
-    monkeypatch.setattr("tests.unit.engine_kit.RealDisk", lambda: disk)
+    monkeypatch.setattr("tests.unit.engine_kit.InlineDisk", lambda: disk)
     async with running(world.context()) as engine:
         await engine.committer.take_epoch()
         await write_file(engine, b"a", b"precious bytes")
@@ -328,7 +328,7 @@ async def test_two_operations_of_one_number_are_not_mixed(
 ) -> None:
     """A write that failed twice reached the old segment all the same; the next took its number."""
     disk = FailingDisk()
-    monkeypatch.setattr("tests.unit.engine_kit.RealDisk", lambda: disk)
+    monkeypatch.setattr("tests.unit.engine_kit.InlineDisk", lambda: disk)
     async with running(world.context()) as engine:
         await engine.committer.take_epoch()
         while engine.state.journal.segment_counts[1] < 2:
