@@ -10,12 +10,12 @@ from pathlib import Path
 from s3fs_banyan.commit.classes import ClassPolicy, Rule
 from s3fs_banyan.commit.context import EngineSettings
 from s3fs_banyan.config import Config
-from s3fs_banyan.config.prices import STANDARD
 from s3fs_banyan.config.settings import Encryption
 from s3fs_banyan.data.cache import DiskBlockCache
 from s3fs_banyan.errors import ConfigError
 from s3fs_banyan.journal.segment import JournalSettings
 from s3fs_banyan.observe import Metrics, register_secret
+from s3fs_banyan.prices import STANDARD
 from s3fs_banyan.remote.layers import RetryLayer
 from s3fs_banyan.remote.open import open_store
 from s3fs_banyan.remote.options import StoreOptions

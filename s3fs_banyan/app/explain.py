@@ -25,11 +25,11 @@ from s3fs_banyan.commit.classes import (
     pack_cost,
 )
 from s3fs_banyan.config import Config
-from s3fs_banyan.config.prices import STANDARD
 from s3fs_banyan.errors import ExitCode, UsageError
 from s3fs_banyan.meta.committed import Committed, PackRow
 from s3fs_banyan.meta.extents import Extents
 from s3fs_banyan.model import ROOT_INO, Attributes
+from s3fs_banyan.prices import STANDARD
 
 _CHUNKS_AT_ONCE = 256
 

@@ -21,7 +21,7 @@ from s3fs_banyan.errors import ExitCode
 from s3fs_banyan.remote.local import LocalStore
 from s3fs_banyan.remote.open import open_bare_store
 from s3fs_banyan.remote.options import parse_store_url
-from s3fs_banyan.remote.probe import Found, is_usable, probe_store
+from s3fs_banyan.remote.probe import Found, is_usable, lacks_something, probe_store
 from s3fs_banyan.runtime import RealRuntime
 
 _STYLES = {"yes": "green", "no": "", "unclear": "yellow"}
@@ -42,7 +42,8 @@ def probe(
     """Find out by trying what a store can do, and whether it can hold a volume.
 
     Small objects are written below `probe/` and removed again; a volume that is there is not
-    touched. Exit code 4 if the store lacks something that a volume cannot do without.
+    touched. Exit code 4 if the store lacks something that a volume cannot do without, 3 if it
+    refused or did not answer what would have told.
 
     Examples:
 
@@ -65,16 +66,22 @@ def probe(
         if isinstance(remote, LocalStore):
             remote.remove_made_directories()
         remote.close()
-    usable = is_usable(rows)
+    usable, is_certain = is_usable(rows), lacks_something(rows)
     if json:
         listed = [asdict(row) | {"needed": row.needed} for row in rows]
         print_json({"store": url, "usable": usable, "found": listed})
     elif usable:
         print_line("this store can hold a volume", "green")
-    else:
+    elif is_certain:
         print_line("this store CANNOT hold a volume", "bold red")
+    else:
+        print_line(
+            "whether this store can hold a volume is not known: see why needed rows are unclear, "
+            "cure it, and probe again",
+            "bold red",
+        )
     if not usable:
-        raise typer.Exit(ExitCode.VOLUME)
+        raise typer.Exit(ExitCode.VOLUME if is_certain else ExitCode.STORE)
 
 
 def _print_row(row: Found) -> None:

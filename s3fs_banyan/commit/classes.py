@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Final, NamedTuple
 
-from s3fs_banyan.config.prices import EXAMPLE_PRICES, MONTH_DAYS, STANDARD, ClassPrice
+from s3fs_banyan.prices import EXAMPLE_PRICES, MONTH_DAYS, STANDARD, ClassPrice
 
 DAY_S: Final = 86_400.0
 _GIB: Final = float(1 << 30)

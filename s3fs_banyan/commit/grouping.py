@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from s3fs_banyan.commit.classes import ClassPolicy, Subject
-from s3fs_banyan.config.prices import STANDARD
 from s3fs_banyan.meta.paths import DirectoryPaths
 from s3fs_banyan.meta.seal_list import SealItem
+from s3fs_banyan.prices import STANDARD
 
 UNIT_BYTES_MIN: Final = 1 << 20
 """Stored bytes for which a directory that dies as one gets packs of its own. Not less than what

@@ -37,7 +37,6 @@ from s3fs_banyan.commit.pack_buffers import PackBuffer, PackBuffers
 from s3fs_banyan.commit.pack_reading import read_pack, verify_chunk
 from s3fs_banyan.commit.seal_job import CommitBody, LocalBody, SealedPack, SealingLost, SealJob
 from s3fs_banyan.commit.sending import PackSender, SendPolicy
-from s3fs_banyan.config.prices import STANDARD
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.data.rereads import Rereads
 from s3fs_banyan.errors import (
@@ -57,6 +56,7 @@ from s3fs_banyan.journal.disk import Disk, DiskFile
 from s3fs_banyan.journal.segment import read_write_record
 from s3fs_banyan.meta.committed import PlacementRow, write_placements
 from s3fs_banyan.meta.seal_list import SealItem, SealList
+from s3fs_banyan.prices import STANDARD
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.transfers import InlineTransfers, Transfers
 from s3fs_banyan.runtime import monotonic_s

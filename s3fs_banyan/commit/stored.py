@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from s3fs_banyan.commit.classes import monthly_cost
 from s3fs_banyan.commit.state import EngineState
-from s3fs_banyan.config.prices import STANDARD
+from s3fs_banyan.prices import STANDARD
 
 
 class StoredClass(NamedTuple):

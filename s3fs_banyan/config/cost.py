@@ -11,8 +11,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, model_validator
 
 from s3fs_banyan.config.kinds import Section, fail, seconds, size
-from s3fs_banyan.config.prices import EXAMPLE_PRICES, ClassPrice, StorageClass
 from s3fs_banyan.config.units import DAY_S, MINUTE_S, TIB
+from s3fs_banyan.prices import EXAMPLE_PRICES, ClassPrice, StorageClass
 
 Price = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 

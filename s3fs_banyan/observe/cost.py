@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from s3fs_banyan.config.prices import ClassPrice
 from s3fs_banyan.observe.table import COST_KINDS
+from s3fs_banyan.prices import ClassPrice
 
 KIND_OF_VERB: Final[Mapping[str, str]] = {
     "write": "put",

@@ -56,6 +56,8 @@ STORE_VERBS: Final = (
     "abort_upload",
     "list_uploads",
 )
+ALARMING_OUTCOMES: Final = ("denied", "misconfigured", "corrupt")
+"""Those that an alert looks for: `increase()` sees a first count only if it was 0 before."""
 VERIFIED_BY: Final = ("etag", "checksum", "read_back", "content_md5")
 COMMIT_STEPS: Final = (
     "cut",
@@ -211,7 +213,7 @@ METRICS: Final = (
         "store_requests_total",
         "Requests sent to the store, each attempt counted; outcome is ok or the kind of error.",
         verb=STORE_VERBS,
-        outcome=("ok",),
+        outcome=("ok", *ALARMING_OUTCOMES),
     ),
     _metric(
         "histogram",

@@ -17,6 +17,7 @@ from typing import Final, Literal, Protocol, cast
 
 from s3fs_banyan.errors import (
     AlreadyExists,
+    Denied,
     Misconfigured,
     ObjectMissing,
     StoreError,
@@ -97,11 +98,20 @@ def is_usable(found: list[Found]) -> bool:
     return all(row.verdict == "yes" for row in found if row.needed)
 
 
+def lacks_something(found: list[Found]) -> bool:
+    """Tell whether such a store certainly cannot: else errors hid what it can do."""
+    return any(row.verdict == "no" for row in found if row.needed)
+
+
 def _try(name: str, trial: Callable[[], tuple[Verdict, str]]) -> Found:
-    """Run one trial; the store's error is its result, for a refusal is an answer, too."""
+    """Run one trial; the store's error is its result.
+
+    One that says that the store cannot do it, that is: credentials that may not try it say as
+    little of the store as a time-out.
+    """
     try:
         verdict, detail = trial()
-    except (Unavailable, Throttled) as error:
+    except (Denied, Throttled, Unavailable) as error:
         return Found(name=name, verdict="unclear", detail=_short(error))
     except StoreError as error:
         return Found(name=name, verdict="no", detail=_short(error))

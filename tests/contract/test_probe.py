@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from s3fs_banyan.cli import probing
 from s3fs_banyan.cli.command import app
-from s3fs_banyan.errors import ExitCode, Misconfigured, Unavailable
+from s3fs_banyan.errors import Denied, ExitCode, Misconfigured, Unavailable
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.local import LocalStore
 from s3fs_banyan.remote.open import open_bare_store
@@ -190,3 +190,21 @@ def test_the_command_ends_with_4_for_a_store_that_lacks_something(
     done = CliRunner().invoke(app, ["probe", "file:///srv/x"])
     assert done.exit_code == ExitCode.VOLUME
     assert "CANNOT" in done.stdout
+
+
+def test_the_command_ends_with_3_for_a_store_that_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Credentials that may only read say nothing of what the store can do."""
+    store = LocalStore(tmp_path / "store", create=True)
+
+    def refuse(path: str, data: bytes, **_: object) -> None:
+        raise Denied(f"{path}: access denied")
+
+    monkeypatch.setattr(store, "write", refuse)
+    monkeypatch.setattr(probing, "open_bare_store", lambda url, options: store)
+    done = CliRunner().invoke(app, ["probe", "file:///srv/x"])
+    assert done.exit_code == ExitCode.STORE
+    assert "not known" in done.stdout
+    assert "CANNOT" not in done.stdout
+    assert "access denied" in done.stdout

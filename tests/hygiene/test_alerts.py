@@ -13,7 +13,7 @@ import yaml
 
 from s3fs_banyan.cli.deploying import DEPLOY_FILES, deploy_text
 from s3fs_banyan.errors import ExitCode, UsageError
-from s3fs_banyan.observe import METRICS
+from s3fs_banyan.observe import METRICS, Metrics
 from tests.hygiene import tree
 
 _RULES = tree.ROOT / "s3fs_banyan" / "deploy" / "alerts.yml"
@@ -104,6 +104,21 @@ def test_an_alert_asks_for_metrics_that_are_exported(alert: str) -> None:
     shown = set(re.findall(r"\$labels\.(\w+)", " ".join(rule["annotations"].values())))
     known = {label for name in names for label in _SPECS[_metric_of(name)].labels}
     assert shown <= known | _LABELS_OF_A_SCRAPE
+
+
+def test_an_alert_sees_the_first_of_what_it_counts() -> None:
+    """`increase()` of a series that begins with 1 is 0: each must be there before, as 0."""
+    exported = Metrics().render()
+    counted = re.compile(r"increase\((s3fs_banyan_\w+)(?:\{([^}]*)\})?\[")
+    selectors = [found for rule in _ALERTS.values() for found in counted.findall(rule["expr"])]
+    assert len(selectors) >= 8
+    for name, matchers in selectors:
+        for label, wanted in re.findall(r'(\w+)=~?"([^"]*)"', matchers):
+            for value in wanted.split("|"):
+                assert re.search(
+                    rf'^{name}\{{.*{label}="{value}".*\}} 0\.0$', exported, re.MULTILINE
+                ), value
+        assert re.search(rf"^{name}(\{{.*\}})? 0\.0$", exported, re.MULTILINE), name
 
 
 # --- people ------------------------------------------------------------------------------

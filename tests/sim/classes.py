@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from s3fs_banyan.commit.classes import ClassPolicy, Rule
-from s3fs_banyan.config.prices import EXAMPLE_PRICES, ClassPrice
+from s3fs_banyan.prices import EXAMPLE_PRICES, ClassPrice
 
 CLASSES: Final = ClassPolicy(
     rules=(

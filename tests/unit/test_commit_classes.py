@@ -22,7 +22,7 @@ from s3fs_banyan.commit.classes import (
     pack_cost,
 )
 from s3fs_banyan.config import parse_size
-from s3fs_banyan.config.prices import EXAMPLE_PRICES, STANDARD
+from s3fs_banyan.prices import EXAMPLE_PRICES, STANDARD
 
 PRICES = {price.name: price for price in EXAMPLE_PRICES}
 MIB = 1 << 20

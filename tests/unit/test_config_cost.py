@@ -9,7 +9,7 @@ import pytest
 
 from s3fs_banyan.app.build import class_policy, engine_settings
 from s3fs_banyan.commit.classes import Rule
-from s3fs_banyan.config.prices import EXAMPLE_PRICES
+from s3fs_banyan.prices import EXAMPLE_PRICES
 from tests.unit.test_config import NO_SECTION, faults, load, nested
 
 IN_LISTS = [
