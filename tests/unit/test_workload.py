@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from workload.index import decode_snapshot
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "banyan-workload"
 SMALL = ["--scale", "0.05", "--flush-interval-scale", "0.1", "--seed", "5"]
@@ -207,9 +208,12 @@ def test_verify_finds_a_broken_part_list(volume: Volume) -> None:
 
 def test_verify_finds_a_missing_index_segment(volume: Volume) -> None:
     """An index whose snapshot names a segment that is not there does not open."""
-    path = volume.find("stream/data/*/*/shard-0/idx/*.seg")
-    path.unlink()
-    assert f"names {path.name}: not there" in volume.verify("none")
+    snapshot = volume.find("stream/data/*/*/shard-0/idx/*.snp")
+    names = decode_snapshot(snapshot.read_bytes())
+    assert names
+    name = names[0]
+    (snapshot.parent / name).unlink()
+    assert f"names {name}: not there" in volume.verify("none")
 
 
 def test_verify_finds_a_broken_hard_link(volume: Volume) -> None:
