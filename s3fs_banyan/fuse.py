@@ -19,7 +19,7 @@ import trio
 from s3fs_banyan.errors import FSError
 from s3fs_banyan.kernel import KernelMount, init_socket
 from s3fs_banyan.model import Attributes
-from s3fs_banyan.observe import FuseRequest, Metrics
+from s3fs_banyan.observe.metrics import FuseRequest, Metrics
 from s3fs_banyan.processors import Processors
 from s3fs_banyan.request_wait import RequestWait
 from s3fs_banyan.runtime import monotonic_s

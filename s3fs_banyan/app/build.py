@@ -14,7 +14,8 @@ from s3fs_banyan.config.settings import Encryption
 from s3fs_banyan.data.cache import DiskBlockCache
 from s3fs_banyan.errors import ConfigError
 from s3fs_banyan.journal.segment import JournalSettings
-from s3fs_banyan.observe import Metrics, register_secret
+from s3fs_banyan.observe.log import register_secret
+from s3fs_banyan.observe.metrics import Metrics
 from s3fs_banyan.prices import STANDARD
 from s3fs_banyan.remote.layers import RetryLayer
 from s3fs_banyan.remote.open import open_store

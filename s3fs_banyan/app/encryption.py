@@ -32,7 +32,7 @@ from s3fs_banyan.format.keyring import (
 )
 from s3fs_banyan.format.keys import KEYRING_PREFIX, keyring_key, parse_keyring_key
 from s3fs_banyan.format.volume import VolumeDescriptor
-from s3fs_banyan.observe import register_secret
+from s3fs_banyan.observe.log import register_secret
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.runtime import Runtime
 

@@ -24,7 +24,7 @@ from s3fs_banyan import __version__
 from s3fs_banyan.app.build import connect, open_cache
 from s3fs_banyan.app.control import Progress, serve_control
 from s3fs_banyan.app.encryption import open_cipher
-from s3fs_banyan.app.mount import MountRequest
+from s3fs_banyan.app.request import MountRequest
 from s3fs_banyan.app.view import CommittedChunks
 from s3fs_banyan.app.volume import read_volume
 from s3fs_banyan.commit.local import (
@@ -49,7 +49,7 @@ from s3fs_banyan.kernel import KernelMount, KernelOptions, check_mountpoint
 from s3fs_banyan.meta.committed import Committed, CommittedState
 from s3fs_banyan.meta.extents import Extents
 from s3fs_banyan.meta.tree import Tree
-from s3fs_banyan.observe import Metrics, serve_metrics
+from s3fs_banyan.observe.metrics import Metrics, serve_metrics
 from s3fs_banyan.processors import open_processors
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.runtime import RealRuntime, keep_objects

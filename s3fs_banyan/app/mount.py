@@ -13,8 +13,6 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
@@ -30,6 +28,7 @@ from s3fs_banyan.app.control import Command, Progress, serve_control
 from s3fs_banyan.app.encryption import unlock
 from s3fs_banyan.app.engine import Engine, open_engine
 from s3fs_banyan.app.explain import explain_in_mount
+from s3fs_banyan.app.request import MountRequest
 from s3fs_banyan.app.status import engine_status
 from s3fs_banyan.app.volume import check_create_if_absent, read_volume
 from s3fs_banyan.commit.context import Context
@@ -66,7 +65,7 @@ from s3fs_banyan.format.volume import VOLUME_VERSION, VolumeDescriptor, decode_h
 from s3fs_banyan.fuse import FOREVER_S, Operations, serve
 from s3fs_banyan.journal.disk import DirectoryLock, RealDisk
 from s3fs_banyan.kernel import KernelMount, KernelOptions, check_mountpoint
-from s3fs_banyan.observe import Metrics, serve_metrics
+from s3fs_banyan.observe.metrics import Metrics, serve_metrics
 from s3fs_banyan.processors import open_processors
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.layers import RetryLayer
@@ -84,19 +83,6 @@ _STORE_AWAY_S = 3.0
 """A mount that can do without the store waits so long for it."""
 _SWITCH_INTERVAL_S = 0.0002
 """A busy thread must not keep the event loop waiting for the default 5 ms."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountRequest:
-    """What is to be mounted where."""
-
-    url: str
-    mountpoint: Path
-    config: Config
-    cache_dir: Path | None = None
-    takeover: bool = False
-    accept_loss: bool = False
-    failpoint: str = ""
 
 
 def run_mount(request: MountRequest, on_ready: Callable[[], None]) -> None:

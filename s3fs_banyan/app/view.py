@@ -24,7 +24,7 @@ from s3fs_banyan.meta.committed import Committed, CommittedState
 from s3fs_banyan.meta.extents import Extents
 from s3fs_banyan.meta.tree import Tree
 from s3fs_banyan.model import ROOT_INO, Attributes, Piece, Place
-from s3fs_banyan.observe import Metrics
+from s3fs_banyan.observe.metrics import Metrics
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.runtime import RealRuntime
 from s3fs_banyan.vfs.filesystem import Caller, FileSystem

@@ -27,11 +27,10 @@ from s3fs_banyan.cli.options import (
     KeyFileOption,
     PassphraseFileOption,
     RegionOption,
-    settings,
-    take_store,
 )
 from s3fs_banyan.cli.output import print_json, print_line, progress_bar, time_text
 from s3fs_banyan.cli.scratch import scratch_directory
+from s3fs_banyan.cli.settings import settings, take_store
 from s3fs_banyan.config import Config
 from s3fs_banyan.errors import ConfigError, ExitCode, InputOutput, UsageError
 

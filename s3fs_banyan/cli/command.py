@@ -1,4 +1,4 @@
-"""s3fs-banyan: the command. Puts the groups together and turns errors into one line and a code."""
+"""s3fs-banyan: the command. Turns errors into one line and a code."""
 
 from __future__ import annotations
 
@@ -11,21 +11,11 @@ from typing import Annotated
 import typer
 
 from s3fs_banyan import __version__
-from s3fs_banyan.cli import (
-    browse,
-    deploying,
-    encryption,
-    explain,
-    mounting,
-    probing,
-    running,
-    volume,
-)
+from s3fs_banyan.cli.loading import MARKUP, Commands
 from s3fs_banyan.cli.output import OutputLost, guarded_output, print_line, printable
 from s3fs_banyan.errors import BanyanFSError, ConfigError, ExitCode
-from s3fs_banyan.observe import setup_logging
 from s3fs_banyan.observe.log import ROOT as LOG_ROOT
-from s3fs_banyan.observe.log import redact
+from s3fs_banyan.observe.log import redact, setup_logging
 
 _NAME = "s3fs-banyan"
 _INTERRUPTED = 130
@@ -33,11 +23,12 @@ _ADDED_BY_TYPER = "Value error, "
 
 app = typer.Typer(
     name=_NAME,
+    cls=Commands,
     help="A POSIX file system that keeps its data in an object store, made for BanyanDB.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=MARKUP,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -65,16 +56,6 @@ def options(
     context.obj = debug
     if debug:
         setup_logging("debug", "text", sys.stderr)
-
-
-volume.register(app)
-mounting.register(app)
-running.register(app)
-browse.register(app)
-explain.register(app)
-encryption.register(app)
-probing.register(app)
-deploying.register(app)
 
 
 def run_command(arguments: list[str]) -> int:

@@ -19,16 +19,15 @@ from s3fs_banyan.cli.options import (
     KeyFileOption,
     PassphraseFileOption,
     RegionOption,
-    settings,
     some_path,
-    take_store,
 )
 from s3fs_banyan.cli.output import print_json, print_line
+from s3fs_banyan.cli.settings import settings, take_store
 from s3fs_banyan.config import ClientEncryption, Config
 from s3fs_banyan.errors import ExitCode, UsageError
 from s3fs_banyan.format.keyring import Secret
 from s3fs_banyan.format.volume import VolumeDescriptor
-from s3fs_banyan.observe import register_secret
+from s3fs_banyan.observe.log import register_secret
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.runtime import RealRuntime
 

@@ -23,10 +23,9 @@ from s3fs_banyan.cli.options import (
     PassphraseFileOption,
     RegionOption,
     locate,
-    settings,
-    take_store,
 )
 from s3fs_banyan.cli.output import console, print_json, printable, size_text
+from s3fs_banyan.cli.settings import settings, take_store
 from s3fs_banyan.config import Config
 from s3fs_banyan.errors import ConfigError, ExitCode, UsageError
 from s3fs_banyan.kernel import mount_source

@@ -6,6 +6,7 @@ later. So this module imports nothing but what Python has loaded anyway.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -22,7 +23,10 @@ def main() -> None:
     is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_ours:
         signal.signal(signal.SIGINT, _end_at_once)
+    gc.disable()  # an import makes nothing but what stays
     from s3fs_banyan.cli.command import run_command
+
+    gc.enable()
 
     try:
         if is_ours:

@@ -23,11 +23,11 @@ import typer
 
 from s3fs_banyan.app.build import connect, default_cache_directory
 from s3fs_banyan.app.encryption import unlock
-from s3fs_banyan.app.follower import run_read_only_mount
-from s3fs_banyan.app.mount import MountRequest, run_mount
+from s3fs_banyan.app.request import MountRequest
 from s3fs_banyan.app.volume import read_volume
 from s3fs_banyan.cli.asking import control_answers
 from s3fs_banyan.cli.encryption import ask_passphrase, with_passphrase
+from s3fs_banyan.cli.loading import uncollected
 from s3fs_banyan.cli.mount_options import (
     AcceptLossOption,
     CacheDirOption,
@@ -47,17 +47,16 @@ from s3fs_banyan.cli.options import (
     KeyFileOption,
     PassphraseFileOption,
     RegionOption,
-    settings,
-    take_store,
 )
 from s3fs_banyan.cli.output import print_line
+from s3fs_banyan.cli.settings import settings, take_store
 from s3fs_banyan.commit.local import LocalDirectory, load_local_volume, must_be_usable
 from s3fs_banyan.config import Config
 from s3fs_banyan.errors import ConfigError, Corrupt, ExitCode, StoreError, UsageError
 from s3fs_banyan.format.sealed_json import is_hex
 from s3fs_banyan.format.volume import VOLUME_ID_BYTES
 from s3fs_banyan.kernel import check_mountpoint, mount_source, unmount
-from s3fs_banyan.observe import setup_logging
+from s3fs_banyan.observe.log import setup_logging
 from s3fs_banyan.remote.options import parse_store_url
 
 logger = logging.getLogger(__name__)
@@ -139,8 +138,7 @@ def mount(
     elif ready_fd < 0:
         request = _with_key(request, is_daemon_next=not foreground)
     if foreground:
-        run = run_read_only_mount if given.read_only else run_mount
-        _serve(request, run, ready_fd=ready_fd, debug=bool(context.obj))
+        _serve(request, _run_of(given), ready_fd=ready_fd, debug=bool(context.obj))
     else:
         _serve_in_background(request)
 
@@ -284,6 +282,18 @@ def _clear_dead_mount(place: Path) -> None:
 
 
 # --- in the foreground, or as the daemon -------------------------------------------------
+
+
+def _run_of(given: MountOptions) -> _Run:
+    """Return what serves such a mount; imported by the process that serves alone."""
+    with uncollected():
+        if given.read_only:
+            from s3fs_banyan.app.follower import run_read_only_mount
+
+            return run_read_only_mount
+        from s3fs_banyan.app.mount import run_mount
+
+        return run_mount
 
 
 def _serve(request: MountRequest, run: _Run, *, ready_fd: int, debug: bool) -> None:

@@ -7,15 +7,9 @@ from dataclasses import asdict
 import typer
 
 from s3fs_banyan.app.build import store_options
-from s3fs_banyan.cli.options import (
-    ConfigOption,
-    EndpointOption,
-    JsonOption,
-    RegionOption,
-    settings,
-    take_store,
-)
+from s3fs_banyan.cli.options import ConfigOption, EndpointOption, JsonOption, RegionOption
 from s3fs_banyan.cli.output import print_json, print_line, printable
+from s3fs_banyan.cli.settings import settings, take_store
 from s3fs_banyan.cli.volume import StoreArgument
 from s3fs_banyan.errors import ExitCode
 from s3fs_banyan.remote.local import LocalStore

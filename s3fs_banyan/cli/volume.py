@@ -19,11 +19,10 @@ from s3fs_banyan.cli.options import (
     KeyFileOption,
     PassphraseFileOption,
     RegionOption,
-    settings,
-    take_store,
 )
 from s3fs_banyan.cli.output import print_json, print_line, printable, progress_bar, size_text
 from s3fs_banyan.cli.scratch import scratch_directory
+from s3fs_banyan.cli.settings import settings, take_store
 from s3fs_banyan.errors import ExitCode, UsageError
 from s3fs_banyan.format.volume import FEATURE_ENCRYPTION, VolumeDescriptor
 from s3fs_banyan.remote.local import something_else_in

@@ -11,7 +11,7 @@ from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.journal.disk import Disk
 from s3fs_banyan.journal.segment import JournalSettings
-from s3fs_banyan.observe import Metrics
+from s3fs_banyan.observe.metrics import Metrics
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.runtime import Runtime
 

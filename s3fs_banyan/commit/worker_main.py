@@ -27,7 +27,8 @@ from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.data.cache import DiskBlockCache
 from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.journal.disk import RealDisk
-from s3fs_banyan.observe import Metrics, register_secret, setup_logging
+from s3fs_banyan.observe.log import register_secret, setup_logging
+from s3fs_banyan.observe.metrics import Metrics
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.open import open_store
 from s3fs_banyan.remote.options import StoreOptions

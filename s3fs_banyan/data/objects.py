@@ -22,7 +22,7 @@ import trio
 from s3fs_banyan.data.blocks import BlockCache
 from s3fs_banyan.errors import ObjectMissing, StoreError
 from s3fs_banyan.format.checksum import Bytes
-from s3fs_banyan.observe import Metrics
+from s3fs_banyan.observe.metrics import Metrics
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.runtime import Runtime
 

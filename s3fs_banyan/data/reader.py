@@ -28,7 +28,7 @@ from s3fs_banyan.format.chunk import (
 from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.keys import is_base_pack
 from s3fs_banyan.model import FRAME_BYTES, ChunkId, Extent, Piece, Place
-from s3fs_banyan.observe import Metrics
+from s3fs_banyan.observe.metrics import Metrics
 from s3fs_banyan.runtime import Runtime
 
 log = logging.getLogger(__name__)

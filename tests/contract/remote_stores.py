@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from s3fs_banyan.observe import Metrics
+from s3fs_banyan.observe.metrics import Metrics
 from s3fs_banyan.remote.azure import AzureStore
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.gcs import GoogleStore

@@ -12,7 +12,7 @@ import pytest
 from s3fs_banyan.app.volume import make_volume
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.errors import AlreadyExists, TransferCorrupt, Unavailable
-from s3fs_banyan.observe import Metrics
+from s3fs_banyan.observe.metrics import Metrics
 from s3fs_banyan.remote.layers import RetryLayer
 from s3fs_banyan.remote.multipart import UploadState, upload_file_multipart
 from s3fs_banyan.remote.open import open_store

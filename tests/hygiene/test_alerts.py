@@ -13,7 +13,8 @@ import yaml
 
 from s3fs_banyan.cli.deploying import DEPLOY_FILES, deploy_text
 from s3fs_banyan.errors import ExitCode, UsageError
-from s3fs_banyan.observe import METRICS, Metrics
+from s3fs_banyan.observe.metrics import Metrics
+from s3fs_banyan.observe.table import METRICS
 from tests.hygiene import tree
 
 _RULES = tree.ROOT / "s3fs_banyan" / "deploy" / "alerts.yml"

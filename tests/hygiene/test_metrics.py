@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from s3fs_banyan.observe import METRICS
+from s3fs_banyan.observe.table import METRICS
 from tests.hygiene import rules, tree
 
 _DEPLOYMENT = ("s3fs_banyan", "deploy")

@@ -37,7 +37,7 @@ from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.journal.log import Appended
 from s3fs_banyan.journal.segment import JournalSettings
 from s3fs_banyan.model import BeginEpoch, Cut, Operation, Reap
-from s3fs_banyan.observe import Metrics
+from s3fs_banyan.observe.metrics import Metrics
 from s3fs_banyan.remote.memory import MemoryStore
 from s3fs_banyan.vfs.filesystem import FileSystem
 from tests.model.reference import ReferenceFS

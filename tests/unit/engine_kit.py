@@ -24,7 +24,7 @@ from s3fs_banyan.format.encryption import Cipher
 from s3fs_banyan.format.volume import VolumeDescriptor
 from s3fs_banyan.journal.disk import DiskFile, RealDisk, datasync_all
 from s3fs_banyan.journal.segment import JournalSettings
-from s3fs_banyan.observe import Metrics
+from s3fs_banyan.observe.metrics import Metrics
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.memory import MemoryStore
 from s3fs_banyan.runtime import Runtime

@@ -23,7 +23,7 @@ from s3fs_banyan.commit.context import Context
 from s3fs_banyan.commit.worker import Worker, WorkerProcess
 from s3fs_banyan.commit.worker_main import WorkerServer
 from s3fs_banyan.data.blocks import BlockCache
-from s3fs_banyan.observe import Metrics
+from s3fs_banyan.observe.metrics import Metrics
 from s3fs_banyan.remote.transfers import InlineTransfers
 from tests.unit.engine_kit import running
 

@@ -19,14 +19,14 @@ from s3fs_banyan.app import follower as follower_module
 from s3fs_banyan.app.build import connect
 from s3fs_banyan.app.engine import Engine
 from s3fs_banyan.app.follower import Follower, run_read_only_mount
-from s3fs_banyan.app.mount import MountRequest
+from s3fs_banyan.app.request import MountRequest
 from s3fs_banyan.app.volume import make_volume
 from s3fs_banyan.commit.log_store import CommitLog
 from s3fs_banyan.config.settings import load_config
 from s3fs_banyan.errors import DataError, InputOutput, Unavailable
 from s3fs_banyan.format.keys import PACK_PREFIX, checkpoint_piece_key, log_key
 from s3fs_banyan.model import SetAttributes
-from s3fs_banyan.observe import Metrics
+from s3fs_banyan.observe.metrics import Metrics
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.memory import MemoryStore
 from s3fs_banyan.runtime import RealRuntime

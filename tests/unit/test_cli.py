@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import re
 import resource
+import subprocess
+import sys
 import tempfile
 from dataclasses import fields
 from pathlib import Path
@@ -17,9 +20,10 @@ from typer.testing import CliRunner
 from s3fs_banyan import __version__
 from s3fs_banyan.cli import mounting
 from s3fs_banyan.cli.command import app, run
+from s3fs_banyan.cli.loading import MODULE_OF
 from s3fs_banyan.cli.mount_options import MountOptions, parse_mount_options
-from s3fs_banyan.cli.options import settings, take_store
 from s3fs_banyan.cli.output import printable, seconds_text, size_text, time_text
+from s3fs_banyan.cli.settings import settings, take_store
 from s3fs_banyan.cli.status import troubles
 from s3fs_banyan.config import Config
 from s3fs_banyan.config.settings import Cache
@@ -31,7 +35,8 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "commands.md"
 GROUP = typer.main.get_command(app)
 COMMANDS = {
     f"{name} {inner}".strip(): command
-    for name, found in GROUP.commands.items()  # type: ignore[attr-defined]  # a group of commands
+    for name in MODULE_OF
+    for found in [GROUP.get_command(None, name)]  # type: ignore[attr-defined]  # a group of commands
     for inner, command in getattr(found, "commands", {"": found}).items()
 }
 
@@ -68,6 +73,55 @@ def test_the_document_lists_every_exit_code() -> None:
     """Scripts decide by them."""
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", DOCUMENT.read_text("utf-8"), re.MULTILINE)
     assert rows == [(str(int(code)), code.name) for code in ExitCode]
+
+
+def test_every_command_of_a_module_can_be_called() -> None:
+    """One that is registered and not in the table would not be there."""
+    known: dict[str, set[str]] = {}
+    for name, module in MODULE_OF.items():
+        known.setdefault(module, set()).add(name)
+    for module, names in known.items():
+        made = typer.Typer()
+        importlib.import_module(f"s3fs_banyan.cli.{module}").register(made)
+        registered = {
+            info.name or getattr(info.callback, "__name__", "") for info in made.registered_commands
+        } | {info.name for info in made.registered_groups}
+        assert registered == names
+    with_commands = {
+        path.stem
+        for path in Path(mounting.__file__).parent.glob("*.py")
+        if "\ndef register(" in path.read_text("utf-8")
+    }
+    assert with_commands == set(known)
+
+
+def _imported_by(module: str) -> set[str]:
+    """Return what a fresh process has imported with a module."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, {module}; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("s3fs_banyan.cli.command", {"trio", "pydantic", "boto3", "apsw", "prometheus_client"}),
+        ("s3fs_banyan.cli.running", {"pydantic", "boto3", "apsw", "prometheus_client"}),
+        ("s3fs_banyan.cli.browse", {"boto3", "pyfuse3"}),
+        ("s3fs_banyan.cli.mounting", {"boto3", "pyfuse3"}),
+        ("s3fs_banyan.commit.worker_main", {"boto3", "pydantic", "typer", "rich", "pyfuse3"}),
+    ],
+)
+def test_a_process_imports_nothing_that_it_can_do_without(module: str, unwanted: set[str]) -> None:
+    """Most of a short command's time is imports, and a mount starts three processes."""
+    imported = _imported_by(module)
+    assert module in imported
+    assert imported & unwanted == set()
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from s3fs_banyan.commit.budget import RequestBudget
-from s3fs_banyan.observe import Metrics
+from s3fs_banyan.observe.metrics import Metrics
 from s3fs_banyan.prices import EXAMPLE_PRICES
 from s3fs_banyan.remote.layers import MeterLayer
 from tests.unit.engine_kit import SECOND_NS, World, engine_settings, running, write_file

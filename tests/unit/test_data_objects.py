@@ -11,7 +11,7 @@ import trio
 from s3fs_banyan.data.blocks import BLOCK_BYTES, MemoryBlockCache
 from s3fs_banyan.data.objects import ObjectReader
 from s3fs_banyan.errors import ObjectMissing, Unavailable
-from s3fs_banyan.observe import Metrics
+from s3fs_banyan.observe.metrics import Metrics
 from s3fs_banyan.remote.memory import MemoryStore
 from tests.unit.engine_kit import StepRuntime, T, Ts
 

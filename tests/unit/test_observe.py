@@ -23,23 +23,21 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from s3fs_banyan.errors import ConfigError, Unavailable
-from s3fs_banyan.observe import (
-    LOG_FIELDS,
-    METRICS,
+from s3fs_banyan.observe import log
+from s3fs_banyan.observe.log import LOG_FIELDS, fields, register_secret, setup_logging
+from s3fs_banyan.observe.metrics import (
+    BUCKETS_S,
+    UNANSWERED,
     Counter,
     Gauge,
     Histogram,
     Metrics,
-    fields,
-    log,
-    register_secret,
     serve_metrics,
-    setup_logging,
 )
-from s3fs_banyan.observe.metrics import BUCKETS_S, UNANSWERED
 from s3fs_banyan.observe.table import (
     CUT_VERBS,
     FUSE_OPERATIONS,
+    METRICS,
     PREFIX,
     RETRY_REASONS,
     STORE_VERBS,

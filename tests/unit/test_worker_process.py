@@ -25,7 +25,7 @@ from s3fs_banyan.commit.worker import WorkerDied, WorkerProcess
 from s3fs_banyan.commit.worker_main import WorkerServer
 from s3fs_banyan.data.cache import DiskBlockCache
 from s3fs_banyan.errors import BanyanFSError, Denied, SealFailed, Throttled, Unavailable
-from s3fs_banyan.observe import Metrics
+from s3fs_banyan.observe.metrics import Metrics
 from s3fs_banyan.remote.layers import MeterLayer
 from s3fs_banyan.remote.memory import MemoryStore
 from s3fs_banyan.remote.options import StoreOptions
