@@ -532,7 +532,7 @@ class Committer:
                 delay_s = min(delay_s * 2, _RETRY_MAX_S)
                 continue
             if self.last_error:
-                log.info("the store answers again")
+                log.info("commits go on; they had waited at %s", self.last_error)
             self.last_error = ""
             self._state.obstacle = NO_OBSTACLE
             self._away_since_ns, self._answered_ns = 0, now_ns()

@@ -3,6 +3,8 @@
 What an upload through a file system takes that sends as boto3 does is measured, too: the processor
 seconds of a write into it (of this mount or of `scripts/floorfs`, which keeps nothing: whichever
 takes less), of the MD5 that every upload is to carry, and of boto3's upload, which carries none.
+A download through a file system is held against boto3's into a file and one read of the same bytes
+out of `scripts/floorfs`, which has them in a local file and checks nothing.
 
 A virtual machine's free memory may be back at its host, and each page of it that is touched again
 costs a fault there: 0.2 s a GiB without, over 3 s with (docs/acceptance.md). `--warm MIB` fills so
@@ -120,10 +122,13 @@ def _round(running: Session, parts: list[Part], warm_mib: int, number: int) -> d
 
 
 def _by_floor(source: Path, floor: Contender) -> Iterator[Step]:
-    """Write into a file system that keeps nothing."""
+    """Write into a file system that keeps nothing, and read what it has in a local file."""
     path = floor.directory / "large"
+    size = source.stat().st_size
     yield lambda found: _timed(found, "floor write", lambda: _copy(source, path))
     yield lambda found: _timed(found, "md5", lambda: _md5(source))
+    _forget_pages(path)
+    yield lambda found: _timed(found, "floor read", lambda: _read(path, size))
     path.unlink()
 
 
@@ -174,6 +179,15 @@ def _up_by_mount(found: dict[str, float], mount: Mount, source: Path, path: Path
     found["mount seal and upload"] = _steps(mount).get("seal", 0.0) - before.get("seal", 0.0)
 
 
+def _forget_pages(path: Path) -> None:
+    """Have the kernel give up the pages of a file, so that they are asked for again."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
 def _copy(source: Path, target: Path) -> None:
     with source.open("rb", buffering=0) as old, target.open("wb", buffering=0) as new:
         while data := old.read(MIB):
@@ -221,4 +235,9 @@ def _judge(running: Session, spent: dict[str, list[float]], size_mib: int) -> No
     results.facts["the way up of one that sends as boto3 does, at least"] = (
         f"{least:.2f} s, {medians['boto3 up'] / least:.2f} of boto3's throughput: a write, MD5 and "
         f"boto3's upload, on {processors} processors that never rest"
+    )
+    least = (medians["boto3 down" + BUSY] + medians["floor read" + BUSY]) / processors
+    results.facts["the way down of one that receives as boto3 does, at least"] = (
+        f"{least:.2f} s, {medians['boto3 down'] / least:.2f} of boto3's throughput: boto3's "
+        f"download and a read out of a file system, on {processors} processors that never rest"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,20 +22,11 @@ from tests.contract.recording_proxy import Fault, RecordingProxy, recording
 from tests.contract.remote_stores import azure_store, gcs_store, options_for
 from tests.servers import AzuriteServer, GcsServer, MotoServer, ObjectServer, SeaweedServer
 from tests.unit.engine_kit import VOLUME, World, names, read_file, running, write_file
+from tests.verdicts import Verdicts
 
 DATA = b"0123456789" * 100
 KMS = {"encryption": "sse-kms", "encryption_key_id": "key-1"}
 PUT = r"^PUT [^?]*/x$"
-
-
-@dataclass
-class Verdicts:
-    """Remembers by what uploads were verified."""
-
-    seen: list[tuple[How, bool]] = field(default_factory=list)
-
-    def verified(self, how: How, *, good: bool) -> None:
-        self.seen.append((how, good))
 
 
 @dataclass

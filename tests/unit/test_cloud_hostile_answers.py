@@ -14,8 +14,9 @@ from s3fs_banyan.remote.azure import AzureStore
 from s3fs_banyan.remote.base import RemoteFileSystem
 from s3fs_banyan.remote.gcs import GoogleStore
 from s3fs_banyan.remote.options import StoreOptions
-from s3fs_banyan.remote.verification import How, VerificationObserver
+from s3fs_banyan.remote.verification import VerificationObserver
 from tests.unit.scripted_http import Drip, Exchange, Script, serving
+from tests.verdicts import Verdicts
 
 WHOLE = bytes(range(250)) * 4
 BEGIN, LENGTH = 10, 50
@@ -90,16 +91,6 @@ def test_a_range_of_another_length_is_not_returned(cloud: str, count: int) -> No
         pytest.raises(Unavailable, match="was asked for"),
     ):
         store.read("x", offset=BEGIN, length=LENGTH)
-
-
-class Verdicts:
-    """Remembers by what uploads were verified."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[How, bool]] = []
-
-    def verified(self, how: How, *, good: bool) -> None:
-        self.seen.append((how, good))
 
 
 def keeping(body: bytes) -> Script:
